@@ -1,0 +1,300 @@
+"""The contract of a baseline file, and how such files are found, loaded and evaluated.
+
+Every off-policy correction maximises a per-item surrogate J whose gradient is
+    sum_i mask_i h_i grad log pi(a_i|s_i),   h_i = dJ_i/d log pi_i = c(l_i, A_i) A_i,
+with the gradient coefficient c. A baseline file states J; h and c follow by autograd on log pi.
+"""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from replaybench.errors import ConfigError, ContractError, NumericalError, unknown_name
+from replaybench.maths.shapes import check_shapes
+from replaybench.paths import BASELINES_DIR
+
+ENTRY_POINT_GROUP = "replaybench.baselines"
+Need = Literal["log_mu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """What a surrogate sees: B decisions of A items each (A=1 at step granularity).
+
+    Args:
+        log_pi: [B, A] log-probability of the logged action under the current policy; carries the gradient.
+        log_mu: [B, A] the same under the behaviour policy, as logged.
+        advantage: [B, A] advantage of the decision, the same for all its items.
+        mask: [B, A] bool, False where an item must not count.
+    """
+
+    log_pi: Tensor
+    log_mu: Tensor
+    advantage: Tensor
+    mask: Tensor
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """l = log pi - log mu, [B, A], with gradient."""
+        return self.log_pi - self.log_mu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knob:
+    """The one parameter of a baseline that trades bias for variance.
+
+    Args:
+        field: Its name in the baseline's Config.
+        sweep: The values that the source sweeps, or that span its useful range.
+        wider: Whether a larger value lets more off-policy weight through.
+    """
+
+    field: str
+    sweep: tuple[float, ...]
+    wider: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What the harness must know about a baseline before it runs.
+
+    Args:
+        paper: Where the method comes from, in a few words.
+        arxiv: arXiv id, or None.
+        needs: Columns beyond actions and advantages that the surrogate reads.
+        bounded: Whether c stays finite at any log-ratio; a function where that depends on the Config.
+        knob: The bias-variance knob, or None.
+        acts_at_zero_advantage: The policy gradient is not zero where the advantage is.
+        batch_statistics: The surrogate of an item depends on the other items of the batch.
+        updates_policy: False for the control that leaves the policy as it is.
+    """
+
+    paper: str
+    bounded: bool | Callable[[Any], bool]
+    arxiv: str | None = None
+    needs: tuple[Need, ...] = ("log_mu",)
+    knob: Knob | None = None
+    acts_at_zero_advantage: bool = False
+    batch_statistics: bool = False
+    updates_policy: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A loaded baseline file."""
+
+    name: str
+    path: Path
+    digest: str
+    summary: str
+    config_type: type[Any]
+    surrogate: Callable[[Items, Any], Tensor]
+    declaration: Declaration
+
+    def config(self, settings: Mapping[str, object] | None = None) -> Any:
+        """Returns the Config with `settings` over its defaults.
+
+        Raises:
+            ConfigError: An unknown key, a value of the wrong type or range, or one that is not finite.
+        """
+        settings = dict(settings or {})
+        for key in settings:
+            if key not in {field.name for field in fields(self.config_type)}:
+                raise unknown_name(
+                    f"setting of baseline '{self.name}'", key, (f.name for f in fields(self.config_type))
+                )
+        try:
+            config = TypeAdapter(self.config_type).validate_python(settings)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            # A check across several settings has no place of its own.
+            place = ".".join(str(part) for part in problem["loc"]) or ", ".join(settings)
+            raise ConfigError(f"Baseline '{self.name}', setting '{place}': {problem['msg']}.") from error
+        for key, value in asdict(config).items():
+            # An infinite width would make a baseline that declares itself bounded an unbounded one.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(
+                    f"Baseline '{self.name}', setting '{key}': {value} is not finite. Give a finite number."
+                )
+        return config
+
+    def is_bounded(self, config: Any) -> bool:
+        """Whether the gradient coefficient of this Config stays finite at any log-ratio."""
+        bounded = self.declaration.bounded
+        return bounded if isinstance(bounded, bool) else bounded(config)
+
+
+class SurrogateValue(NamedTuple):
+    """Per-item surrogate J and score coefficient h = dJ/d log pi, both [B, A], detached, 0 where masked."""
+
+    surrogate: Tensor
+    score: Tensor
+
+
+def evaluate_surrogate(baseline: Baseline, config: Any, items: Items) -> SurrogateValue:
+    """Evaluates a baseline on a batch: the one place where masks act and overflow is caught.
+
+    Masked items are replaced by on-policy items of zero advantage before the baseline sees them.
+
+    Raises:
+        NumericalError: A valid item's surrogate or score is not finite.
+        ContractError: No item is valid, or the surrogate has the wrong shape.
+    """
+    check_shapes(
+        log_pi=(items.log_pi, "BA"),
+        log_mu=(items.log_mu, "BA"),
+        advantage=(items.advantage, "BA"),
+        mask=(items.mask, "BA"),
+    )
+    if not items.mask.any():
+        raise ContractError("Every item of the batch is masked; there is nothing to learn from.")
+    # Both sides are replaced: a masked log_mu may be NaN or infinite, and then so would be its log-ratio.
+    log_mu = torch.where(items.mask, items.log_mu.detach(), 0.0)
+    log_pi = torch.where(items.mask, items.log_pi.detach(), 0.0).requires_grad_()
+    advantage = torch.where(items.mask, items.advantage.detach(), 0.0)
+    surrogate = baseline.surrogate(replace(items, log_pi=log_pi, log_mu=log_mu, advantage=advantage), config)
+    if surrogate.shape != log_pi.shape:
+        raise ContractError(
+            f"Baseline '{baseline.name}' returned shape {tuple(surrogate.shape)}, expected one value an item, "
+            f"{tuple(log_pi.shape)}. Do not reduce inside the surrogate."
+        )
+    if not surrogate.requires_grad:
+        raise ContractError(
+            f"Baseline '{baseline.name}': the surrogate does not depend on log_pi. State a constant one as "
+            "with_gradient(value, score, items.log_pi)."
+        )
+    (score,) = torch.autograd.grad(surrogate.sum(), log_pi)
+    _check_finite(baseline, items, surrogate, score)
+    return SurrogateValue(torch.where(items.mask, surrogate.detach(), 0.0), torch.where(items.mask, score, 0.0))
+
+
+def _check_finite(baseline: Baseline, items: Items, surrogate: Tensor, score: Tensor) -> None:
+    broken = items.mask & ~(torch.isfinite(surrogate) & torch.isfinite(score))
+    if broken.any():
+        largest = float(items.log_ratio.detach()[broken].abs().max())
+        raise NumericalError(
+            f"Baseline '{baseline.name}': {int(broken.sum())} of {int(items.mask.sum())} items overflow "
+            f"{items.log_pi.dtype}; largest |log-ratio| among them {largest:.3g}. The correction is unbounded there: "
+            "use fresher data, a smaller learning rate or a bounded baseline."
+        )
+
+
+def gradient_coefficient(baseline: Baseline, config: Any, log_ratio: Tensor, advantage: float) -> Tensor:
+    """Returns c(l, A) = h / A at each log-ratio, [N], each item alone in its batch.
+
+    Raises:
+        ConfigError: The advantage is 0, where c is not defined.
+    """
+    check_shapes(log_ratio=(log_ratio, "N"))
+    if advantage == 0.0:
+        raise ConfigError("The gradient coefficient is h / A; choose an advantage other than 0.")
+    scores = []
+    for value in log_ratio.reshape(-1, 1, 1):
+        items = Items(
+            log_pi=value,
+            log_mu=torch.zeros_like(value),
+            advantage=torch.full_like(value, advantage),
+            mask=torch.ones_like(value, dtype=torch.bool),
+        )
+        scores.append(evaluate_surrogate(baseline, config, items).score.flatten())
+    return torch.cat(scores) / advantage
+
+
+def with_gradient(value: Tensor, score: Tensor, log_pi: Tensor) -> Tensor:
+    """Returns a tensor that equals `value` and whose gradient is `score` times that of log_pi.
+
+    Lets a baseline state a coefficient in log space where the product of ratio and weight would overflow.
+    """
+    return value.detach() + score.detach() * (log_pi - log_pi.detach())
+
+
+def baseline_paths() -> dict[str, Path]:
+    """Returns the file of every baseline that is shipped or installed through an entry point, by name."""
+    found = {path.stem: path for path in sorted(BASELINES_DIR.glob("*.py")) if not path.stem.startswith("_")}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"Entry point '{point.name}' of {ENTRY_POINT_GROUP} names no module: {point.value}.")
+        found[point.name] = Path(spec.origin)
+    return found
+
+
+def load_baseline(name_or_path: str) -> Baseline:
+    """Loads a baseline by its name or by the path of a .py file. Running a user's file runs its code.
+
+    Raises:
+        ConfigError: There is no such baseline or file.
+        ContractError: The file breaks the contract.
+    """
+    if name_or_path.endswith(".py"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"No baseline file at '{name_or_path}'. Give the path of an existing .py file.")
+    else:
+        paths = baseline_paths()
+        if name_or_path not in paths:
+            raise unknown_name("baseline", name_or_path, paths)
+        path = paths[name_or_path]
+    return _load_file(path.resolve(), path.read_bytes())
+
+
+@lru_cache
+def _load_file(path: Path, source: bytes) -> Baseline:
+    module = _import_file(path, source)
+    for name in ("Config", "DECLARATION", "surrogate"):
+        if not hasattr(module, name):
+            raise ContractError(
+                f"{path.name}: '{name}' is missing. A baseline file defines Config, DECLARATION, surrogate."
+            )
+    declaration = module.DECLARATION
+    if not isinstance(declaration, Declaration):
+        raise ContractError(f"{path.name}: DECLARATION must be a replaybench.baseline.Declaration.")
+    if not (isinstance(module.Config, type) and is_dataclass(module.Config)):
+        raise ContractError(f"{path.name}: Config must be a frozen dataclass.")
+    config_fields = {field.name for field in fields(module.Config)}
+    if declaration.knob and declaration.knob.field not in config_fields:
+        raise ContractError(f"{path.name}: knob '{declaration.knob.field}' is no field of Config.")
+    return Baseline(
+        name=path.stem,
+        path=path,
+        digest=hashlib.sha256(source).hexdigest(),
+        summary=(module.__doc__ or "").strip().split("\n")[0],
+        config_type=module.Config,
+        surrogate=module.surrogate,
+        declaration=declaration,
+    )
+
+
+def _import_file(path: Path, source: bytes) -> ModuleType:
+    module_name = f"replaybench.plugins.{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None:
+        raise ConfigError(f"Cannot import '{path}' as a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        # Python's bytecode cache tells versions apart by size and second; it may hold other code than the digest's.
+        exec(compile(source, path, "exec"), module.__dict__)
+    except Exception as error:
+        raise ContractError(f"{path.name}: importing the baseline failed: {type(error).__name__}: {error}") from error
+    return module
+
+
+def config_record(config: Any) -> dict[str, Any]:
+    """Returns a Config as plain values, for records and tables."""
+    return asdict(config)

@@ -1,0 +1,90 @@
+"""Turns what happened in a run into rows of (update, metric, item, value)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from replaybench.evaluate import Outcome
+from replaybench.learner import CHUNK, Step, log_pi_of_log
+from replaybench.maths.ratios import categorical_kl, off_policyness
+from replaybench.policy import Policy
+from replaybench.replay import Replay
+
+NEAR_ZERO = 1e-3
+
+
+@dataclass
+class Rows:
+    """Measurements of a run. `item` numbers the evaluation episode where a metric has one value for each, else -1."""
+
+    update: list[int] = field(default_factory=list)
+    metric: list[str] = field(default_factory=list)
+    item: list[int] = field(default_factory=list)
+    value: list[float] = field(default_factory=list)
+
+    def add(self, update: int, metric: str, value: float, item: int = -1) -> None:
+        """Appends one measurement made after `update` policy updates."""
+        self.update.append(update)
+        self.metric.append(metric)
+        self.item.append(item)
+        self.value.append(float(value))
+
+
+def outcome_rows(rows: Rows, update: int, prefix: str, outcome: Outcome) -> None:
+    """Writes the means of an evaluation and, for pairing by goal, each episode's success."""
+    rows.add(update, f"{prefix}success", outcome.success.mean())
+    rows.add(update, f"{prefix}episode_length", outcome.length.mean())
+    rows.add(update, f"{prefix}return", outcome.total_reward.mean())
+    for item, success in enumerate(outcome.success):
+        rows.add(update, f"{prefix}episode_success", success, item)
+
+
+def step_rows(rows: Rows, update: int, step: Step) -> None:
+    """Writes off-policyness of a minibatch to the behaviour policy, the weights' effect and the sizes of the update."""
+    raw = off_policyness(step.items.log_ratio)
+    rows.add(update, "ess_token_raw", raw.ess)
+    rows.add(update, "kl_k3_token_raw", raw.k3)
+    rows.add(update, "abs_log_ratio_p95_token", raw.abs_log_ratio_p95)
+    advantage, score = step.items.advantage, step.value.score
+    acts = advantage != 0
+    weight = torch.where(acts, score / torch.where(acts, advantage, 1.0), 0.0)
+    for sign, chosen in (("positive", advantage > 0), ("negative", advantage < 0)):
+        if chosen.any():
+            rows.add(update, f"ess_token_applied_{sign}", _ess(weight[chosen]))
+            rows.add(update, f"near_zero_share_{sign}", (weight[chosen].abs() < NEAR_ZERO).double().mean())
+    rows.add(update, "mean_abs_score", score.abs().double().mean())
+    rows.add(update, "grad_norm", step.grad_norm)
+    rows.add(update, "policy_loss", step.policy_loss)
+    rows.add(update, "value_loss", step.value_loss)
+
+
+def distance_rows(rows: Rows, update: int, policy: Policy, start: Policy, replay: Replay) -> None:
+    """Writes how far the trained policy is from the behaviour policy and from the start policy, on the replayed states."""
+    log_pi_NA = log_pi_of_log(policy, replay)
+    to_behaviour = off_policyness(log_pi_NA - replay.log_mu)
+    rows.add(update, "end_kl_k3_behaviour", to_behaviour.k3)
+    rows.add(update, "end_ess_token_behaviour", to_behaviour.ess)
+    rows.add(update, "end_abs_log_ratio_p95_behaviour", to_behaviour.abs_log_ratio_p95)
+    log_start_NA = log_pi_of_log(start, replay)
+    rows.add(update, "end_abs_log_ratio_p95_start", torch.quantile((log_pi_NA - log_start_NA).abs().flatten(), 0.95))
+    rows.add(update, "end_kl_start", _mean_exact_kl(start, policy, replay))
+
+
+def _mean_exact_kl(start: Policy, policy: Policy, replay: Replay) -> float:
+    """Returns the mean exact KL(start||policy) of an action token on the replayed states, in nats."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for rows in replay.row.split(CHUNK):
+            observations = replay.observations[rows]
+            kl_BA = categorical_kl(start(observations).logits_BAK, policy(observations).logits_BAK)
+            total += float(kl_BA.double().sum())
+            count += kl_BA.numel()
+    return total / count
+
+
+def _ess(weight: Tensor) -> float:
+    """Returns (sum u)^2 / (N sum u^2) of the weights that multiply the advantage, 0 where all are 0."""
+    u = weight.double()
+    squares = float(u.square().sum())
+    return float(u.sum().square()) / (u.numel() * squares) if squares > 0 else 0.0

@@ -1,0 +1,108 @@
+"""Runs jobs in persistent worker processes, one torch thread each, and survives the death of a worker."""
+
+import multiprocessing
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+from replaybench.errors import ReplayBenchError
+
+MAX_ATTEMPTS = 3
+ORPHAN_CHECK_S = 1.0
+
+
+class Job(NamedTuple):
+    """A name for the user, and what a worker is told: plain text, never functions or models."""
+
+    name: str
+    payload: str
+
+
+class Done(NamedTuple):
+    """The end of a job. `error` is None when it succeeded, else (reason, traceback)."""
+
+    job: Job
+    result: str
+    error: tuple[str, str] | None
+
+
+# Takes a job's payload in a worker process and returns text for the driver. A module-level function.
+Work = Callable[[str], str]
+
+
+def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
+    """Yields every job as it ends, in the order of ending.
+
+    A worker that dies takes the running jobs with it; they are tried again, up to three times in all.
+    """
+    attempts = {job.name: 0 for job in jobs}
+    waiting = list(jobs)[::-1]
+    while waiting:
+        pool = _start_pool(workers)
+        running: dict[Future[tuple[str, tuple[str, str] | None]], Job] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop()
+                    attempts[job.name] += 1
+                    running[pool.submit(_guarded, work, job.payload)] = job
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    result, error = future.result()
+                    yield Done(running.pop(future), result, error)
+        except BrokenProcessPool:
+            for job in running.values():
+                if attempts[job.name] < MAX_ATTEMPTS:
+                    waiting.append(job)
+                else:
+                    yield Done(job, "", (f"its worker process died {MAX_ATTEMPTS} times", ""))
+        finally:
+            _stop_pool(pool)
+
+
+def _start_pool(workers: int) -> ProcessPoolExecutor:
+    # Threads of numerical libraries are fixed before they load: two pools of threads on one core are slower than one.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(name, "1")
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
+
+
+def _stop_pool(pool: ProcessPoolExecutor) -> None:
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+
+
+def _initialise(driver: int) -> None:
+    import signal
+
+    import torch
+
+    # Ctrl-C reaches the whole process group; the driver alone decides what to do about it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_die_with, args=(driver,), daemon=True).start()
+
+
+def _die_with(driver: int) -> None:
+    """Ends this worker when the driver is gone, so that a killed sweep leaves nothing running."""
+    while os.getppid() == driver:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(1)
+
+
+def _guarded(work: Work, payload: str) -> tuple[str, tuple[str, str] | None]:
+    try:
+        return work(payload), None
+    except ReplayBenchError as error:
+        return "", (f"{type(error).__name__}: {error}", traceback.format_exc())
+    except Exception as error:
+        # A run's own fault must not end the sweep; the traceback is written beside the run.
+        return "", (f"{type(error).__name__}: {error}", traceback.format_exc())

@@ -1,0 +1,169 @@
+"""One optimiser step from replayed decisions; shared by the sweep's runs and by the lineage that made the logs.
+
+Shape letters: B decisions, A action tokens (items of a decision), K bins.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from replaybench.baseline import Baseline, Items, SurrogateValue, evaluate_surrogate
+from replaybench.errors import ConfigError, NumericalError
+from replaybench.maths.advantages import Advantages, gae, vtrace
+from replaybench.maths.ratios import categorical_kl, token_log_prob
+from replaybench.policy import Policy
+from replaybench.replay import Replay
+from replaybench.spec import AdvantageSettings, TrainSettings
+
+CHUNK = 8192
+
+
+class Step(NamedTuple):
+    """What one policy update did, for diagnostics; items and value are detached."""
+
+    items: Items
+    value: SurrogateValue
+    grad_norm: float
+    policy_loss: float
+    value_loss: float
+
+
+class Learner:
+    """A policy in training: its optimiser, its baseline, and the advantages of the replay it learns from.
+
+    Args:
+        policy: Trained in place.
+        baseline: The off-policy correction with its `config`.
+        replay: The logged decisions.
+        settings: Shared training settings.
+    """
+
+    def __init__(self, policy: Policy, baseline: Baseline, config: Any, replay: Replay, settings: TrainSettings) -> None:
+        if settings.kl_coefficient > 0 and replay.mu_logits is None:
+            raise ConfigError("kl_coefficient needs mu_logits in the log; log the behaviour policy's logits or set it to 0.")
+        self.policy, self.baseline, self.config = policy, baseline, config
+        self.replay, self.settings = replay, settings
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": policy.policy_parameters(), "lr": settings.learning_rate},
+                {"params": policy.value_parameters(), "lr": settings.value_learning_rate},
+            ],
+            weight_decay=0.0,
+        )
+
+    def refresh_advantages(self) -> None:
+        """Estimates advantages and value targets with the present value function."""
+        estimated = estimate_advantages(self.policy, self.replay, self.settings.advantage)
+        device = self.replay.log_mu.device
+        self.advantage = torch.from_numpy(estimated.advantage).float().to(device)
+        self.value_target = torch.from_numpy(estimated.value_target).float().to(device)
+
+    def value_step(self, index: Tensor) -> float:
+        """Fits the value head alone on one minibatch; returns the loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = 0.5 * (self.policy.value(self._observations(index)) - self.value_target[index]).square().mean()
+        loss.backward()
+        self.optimiser.step()
+        return float(loss.detach())
+
+    def policy_step(self, index: Tensor) -> Step:
+        """Makes one update of policy and value head on one minibatch.
+
+        Raises:
+            NumericalError: The surrogate, its gradient or the value loss is not finite.
+        """
+        replay, settings = self.replay, self.settings
+        output = self.policy(self._observations(index))
+        log_pi_BA = token_log_prob(output.logits_BAK, replay.action_tokens[index])
+        items = make_items(log_pi_BA, replay.log_mu[index], self._advantage(index), settings.granularity)
+        value = evaluate_surrogate(self.baseline, self.config, items)
+        num_items = items.mask.sum()
+        # The policy gradient in its normal form: the score is a constant, log pi carries the gradient.
+        policy_loss = -(value.score * items.log_pi).sum() / num_items
+        value_loss = 0.5 * (output.value_B - self.value_target[index]).square().mean()
+        loss = policy_loss + value_loss
+        if settings.kl_coefficient > 0 and replay.mu_logits is not None:
+            kl_BA = categorical_kl(replay.mu_logits[index].float(), output.logits_BAK)
+            loss = loss + settings.kl_coefficient * kl_BA.mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.policy.policy_parameters(), settings.max_grad_norm)
+        if not torch.isfinite(loss) or not torch.isfinite(grad_norm):
+            raise NumericalError(
+                f"Loss {float(loss.detach()):.3g} or gradient norm {float(grad_norm):.3g} is not finite. "
+                "Lower the learning rate or use a bounded baseline."
+            )
+        self.optimiser.step()
+        return Step(
+            items=items,
+            value=value,
+            grad_norm=float(grad_norm),
+            policy_loss=-float(value.surrogate.sum() / num_items),
+            value_loss=float(value_loss.detach()),
+        )
+
+    def _observations(self, index: Tensor) -> Tensor:
+        return self.replay.observations[self.replay.row[index]]
+
+    def _advantage(self, index: Tensor) -> Tensor:
+        advantage_B = self.advantage[index]
+        if self.settings.advantage.normalise == "batch":
+            advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
+        return advantage_B
+
+
+def make_items(log_pi_BA: Tensor, log_mu_BA: Tensor, advantage_B: Tensor, granularity: str) -> Items:
+    """Returns the items of a batch: one an action token, or one a step with the joint log-probability."""
+    if granularity == "step":
+        log_pi_BA, log_mu_BA = log_pi_BA.sum(-1, keepdim=True), log_mu_BA.sum(-1, keepdim=True)
+    return Items(
+        log_pi=log_pi_BA,
+        log_mu=log_mu_BA,
+        advantage=advantage_B.unsqueeze(-1).expand_as(log_pi_BA),
+        mask=torch.ones_like(log_pi_BA, dtype=torch.bool),
+    )
+
+
+def estimate_advantages(policy: Policy, replay: Replay, settings: AdvantageSettings) -> Advantages:
+    """Returns advantages and value targets of every decision of the replay, [N] float64."""
+    if settings.estimator == "gae_stored":
+        return gae(
+            replay.reward, replay.value, replay.next_value, replay.ends, gamma=settings.gamma, lam=settings.lam
+        )
+    all_values = predict_values(policy, replay)
+    row = replay.row.cpu().numpy()
+    value = all_values[row]
+    next_value = np.where(replay.terminal, 0.0, all_values[row + 1])
+    if settings.estimator == "gae":
+        return gae(replay.reward, value, next_value, replay.ends, gamma=settings.gamma, lam=settings.lam)
+    log_ratio = (log_pi_of_log(policy, replay) - replay.log_mu).double().sum(-1).cpu().numpy()
+    return vtrace(
+        replay.reward,
+        value,
+        next_value,
+        replay.ends,
+        log_ratio,
+        gamma=settings.gamma,
+        lam=settings.lam,
+        rho_bar=settings.rho_bar,
+        c_bar=settings.c_bar,
+    )
+
+
+def predict_values(policy: Policy, replay: Replay) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Returns the value of every observation of the replay, [N+E] float64."""
+    with torch.no_grad():
+        values = [policy.value(chunk) for chunk in replay.observations.split(CHUNK)]
+    return torch.cat(values).double().cpu().numpy()
+
+
+def log_pi_of_log(policy: Policy, replay: Replay) -> Tensor:
+    """Returns the log-probability of every logged action token under the policy, [N, A]."""
+    with torch.no_grad():
+        chunks = [
+            token_log_prob(policy(replay.observations[rows]).logits_BAK, tokens)
+            for rows, tokens in zip(replay.row.split(CHUNK), replay.action_tokens.split(CHUNK), strict=True)
+        ]
+    return torch.cat(chunks)

@@ -1,0 +1,247 @@
+"""A policy lineage: behaviour cloning to a weak start, then strictly on-policy RL, keeping every checkpoint.
+
+Its checkpoints are the behaviour policies that write the logs. Each decision is used for one policy update
+only, where all corrections all but coincide, so the logs favour no method.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from replaybench.baseline import load_baseline
+from replaybench.episode import Episode
+from replaybench.errors import DataError
+from replaybench.evaluate import World, outcome
+from replaybench.learner import Learner
+from replaybench.policy import Policy, make_policy
+from replaybench.recipe import Recipe, Reinforcement
+from replaybench.replay import minibatches, pack
+from replaybench.rollout import Acting, EpisodePlan, goal_plans, policy_actor, rollout
+from replaybench.seeding import numpy_generator, seed_for, torch_generator
+from replaybench.spec import TrainSettings
+
+CPU = torch.device("cpu")
+Weights = dict[str, Tensor]
+Report = Callable[[str], None]
+
+
+class Checkpoint(NamedTuple):
+    """A policy's weights after `version` optimiser steps of RL."""
+
+    version: int
+    weights: Weights
+
+
+class Family(NamedTuple):
+    """Main line from the warm start (first) to the start policy (last)."""
+
+    checkpoints: list[Checkpoint]
+    warm_start_success: float
+    learning_rate: float
+
+    @property
+    def start(self) -> Checkpoint:
+        """The newest checkpoint, from which every run starts."""
+        return self.checkpoints[-1]
+
+
+class Breeder:
+    """Grows the lineage number `lineage` of a recipe in a world.
+
+    Args:
+        report: Receives a line of progress now and then.
+    """
+
+    def __init__(self, recipe: Recipe, lineage: int, world: World, report: Report) -> None:
+        self.recipe, self.lineage, self.world, self.report = recipe, lineage, world, report
+        self.where = f"dataset '{recipe.name}', lineage {lineage}"
+
+    def stream(self, *purpose: object) -> tuple[object, ...]:
+        """Returns the name of a random stream of this lineage."""
+        return (self.recipe.name, self.lineage, *purpose)
+
+    def new_policy(self) -> Policy:
+        """Returns a policy with this lineage's initial weights."""
+        settings = self.world.suite.policy_settings(self.recipe.task) | self.recipe.policy.settings
+        return make_policy(self.recipe.policy.kind, settings, torch_generator(*self.stream("initialise")))
+
+    def restore(self, checkpoint: Checkpoint) -> Policy:
+        """Returns a policy with a checkpoint's weights."""
+        policy = self.new_policy()
+        policy.load_state_dict(checkpoint.weights)
+        return policy
+
+    def success(self, policy: Policy, episodes: int) -> float:
+        """Returns the success on the stop-rule goals, which no run is evaluated on."""
+        plans = goal_plans(self.world.suite, self.recipe.stop_goal_seed, episodes, "stop-rule")
+        return float(outcome(self._act(policy, plans, version=0)).success.mean())
+
+    def log(self, policy: Policy, version: int, count: int, *purpose: object) -> list[Episode]:
+        """Returns `count` episodes on this lineage's training goals."""
+        goal_seed = self.recipe.first_train_goal_seed + self.lineage
+        stream = self.stream(*purpose)
+        plans = goal_plans(self.world.suite, goal_seed, count, seed_for(*stream))
+        prefix = "-".join(str(part) for part in stream)
+        return self._act(policy, plans, version=version, prefix=prefix, keep_logits=True)
+
+    def _act(
+        self,
+        policy: Policy,
+        plans: list[EpisodePlan],
+        *,
+        version: int,
+        prefix: str = "check",
+        keep_logits: bool = False,
+    ) -> list[Episode]:
+        acting = Acting(max_steps=self.recipe.max_steps, keep_logits=keep_logits)
+        return rollout(
+            policy_actor(policy, CPU), self.world.environments, plans, acting, self.world.labels(prefix, version)
+        )
+
+    def grow(self) -> Family:
+        """Makes the main line, at the first learning rate that does not carry it past its band too early.
+
+        Raises:
+            DataError: The warm start or the RL did not reach its band of success.
+        """
+        policy, warm_success = self._warm_start()
+        warm_start = Checkpoint(0, _weights(policy))
+        for learning_rate in self.recipe.reinforcement.learning_rates:
+            checkpoints = self._climb(warm_start, learning_rate)
+            if checkpoints is not None:
+                return Family([warm_start, *checkpoints], warm_success, learning_rate)
+        rules = self.recipe.reinforcement
+        raise DataError(
+            f"{self.where}: success passed {rules.success[1]} before {rules.min_updates} updates at every learning rate "
+            f"of {list(rules.learning_rates)}. Add a lower one, lower min_updates, or choose a harder task."
+        )
+
+    def _climb(self, warm_start: Checkpoint, learning_rate: float) -> list[Checkpoint] | None:
+        """Returns the checkpoints up to the first one in the band, or None if success passed the band."""
+        rules = self.recipe.reinforcement
+        policy = self.restore(warm_start)
+        checkpoints: list[Checkpoint] = []
+        for version in self._reinforce(policy, 0, learning_rate, "main", learning_rate):
+            checkpoints.append(Checkpoint(version, _weights(policy)))
+            if len(checkpoints) % rules.check_every == 0:
+                success = self.success(policy, rules.check_episodes)
+                self.report(f"{self.where}: {version} updates at {learning_rate:g}, success {success:.2f}")
+                if success > rules.success[1]:
+                    return None
+                if version >= rules.min_updates and success >= rules.success[0]:
+                    return checkpoints
+            if version >= rules.max_updates:
+                raise DataError(
+                    f"{self.where}: did not rise: success is still below {rules.success[0]} after {version} updates "
+                    f"at learning rate {learning_rate:g}. Raise reinforcement.max_updates or the learning rates, start "
+                    "from a better warm start, or choose an easier task."
+                )
+        raise AssertionError("reinforcement ends only by its stop rule")
+
+    def siblings(
+        self, ancestor: Checkpoint, learning_rate: float, max_updates: int, *purpose: object
+    ) -> Iterator[tuple[int, Policy]]:
+        """Yields (updates since the ancestor, policy) of a branch with goals and draws of its own."""
+        policy = self.restore(ancestor)
+        for version in self._reinforce(policy, ancestor.version, learning_rate, *purpose):
+            yield version - ancestor.version, policy
+            if version - ancestor.version >= max_updates:
+                return
+
+    def _warm_start(self) -> tuple[Policy, float]:
+        rules = self.recipe.warm_start
+        observations, targets = self._demonstrations()
+        policy = self.new_policy()
+        policy.fit_normaliser(observations)
+        optimiser = torch.optim.AdamW(policy.policy_parameters(), lr=rules.learning_rate, weight_decay=0.0)
+        rng = numpy_generator(*self.stream("clone"))
+        for update, index in enumerate(minibatches(len(targets), rules.batch_size, rules.max_updates, rng), start=1):
+            log_p_BAK = torch.log_softmax(policy(observations[index]).logits_BAK, dim=-1)
+            loss = -(targets[index] * log_p_BAK).sum(-1).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if update % rules.check_every == 0:
+                success = self.success(policy, rules.check_episodes)
+                if success >= rules.success[0]:
+                    self.report(f"{self.where}: warm start of {update} updates, success {success:.2f}")
+                    return self._accept_warm_start(policy, success)
+        raise DataError(
+            f"{self.where}: behaviour cloning stayed below success {rules.success[0]} for {rules.max_updates} updates. "
+            "Raise warm_start.demonstrations or max_updates."
+        )
+
+    def _accept_warm_start(self, policy: Policy, success: float) -> tuple[Policy, float]:
+        low, high = self.recipe.warm_start.success
+        if success > high:
+            raise DataError(
+                f"{self.where}: the warm start's success jumped to {success:.2f}, above the band [{low}, {high}]. "
+                "Lower warm_start.learning_rate, check_every or demonstrations."
+            )
+        return policy, success
+
+    def _demonstrations(self) -> tuple[Tensor, Tensor]:
+        """Returns observations [N, ...] and the expert's distribution over bins there [N, A, K]."""
+        observations, targets = [], []
+        goal_seed = self.recipe.first_train_goal_seed + self.lineage
+        environment = self.world.environments[0]
+        for i in range(self.recipe.warm_start.demonstrations):
+            rng = numpy_generator(*self.stream("demonstrate", i))
+            observation = environment.reset((goal_seed, i % self.world.suite.num_goals), rng)
+            for _ in range(self.recipe.max_steps):
+                distribution = environment.expert()
+                observations.append(observation)
+                targets.append(distribution)
+                tokens = [rng.choice(len(row), p=row) for row in distribution]
+                observation, _, terminated, _ = environment.step(np.asarray(tokens, dtype=np.int16))
+                if terminated:
+                    break
+        return torch.from_numpy(np.stack(observations)), torch.from_numpy(np.stack(targets)).float()
+
+    def _reinforce(self, policy: Policy, version: int, learning_rate: float, *purpose: object) -> Iterator[int]:
+        """Trains the policy in place; yields its version after each iteration of collecting and learning."""
+        rules = self.recipe.reinforcement
+        baseline = load_baseline(rules.baseline)
+        config = baseline.config()
+        settings = _train_settings(rules, learning_rate)
+        goal_seed = self.recipe.first_train_goal_seed + self.lineage
+        optimiser_state = None
+        iteration = 0
+        while True:
+            rng = numpy_generator(*self.stream(*purpose, iteration))
+            goals = rng.integers(self.world.suite.num_goals, size=rules.episodes_per_iteration)
+            plans = [EpisodePlan((goal_seed, int(goal)), int(rng.integers(2**63))) for goal in goals]
+            replay = pack(self._act(policy, plans, version=version), CPU)
+            learner = Learner(policy, baseline, config, replay, settings)
+            if optimiser_state is not None:
+                learner.optimiser.load_state_dict(optimiser_state)
+            updates = max(1, replay.num_steps // rules.batch_size)
+            passes = rules.value_passes * (5 if optimiser_state is None else 1)
+            for _ in range(passes):
+                learner.refresh_advantages()
+                for index in minibatches(replay.num_steps, rules.batch_size, updates, rng):
+                    learner.value_step(index)
+            learner.refresh_advantages()
+            for index in minibatches(replay.num_steps, rules.batch_size, updates, rng):
+                learner.policy_step(index)
+            optimiser_state = learner.optimiser.state_dict()
+            version += updates
+            iteration += 1
+            yield version
+
+
+def _train_settings(rules: Reinforcement, learning_rate: float) -> TrainSettings:
+    return TrainSettings(
+        learning_rate=learning_rate,
+        value_learning_rate=rules.value_learning_rate,
+        batch_size=rules.batch_size,
+        advantage=rules.advantage,
+        device="cpu",
+    )
+
+
+def _weights(policy: Policy) -> Weights:
+    return {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}

@@ -1,0 +1,63 @@
+"""Distances between the current policy pi and the behaviour policy mu, from log-probabilities.
+
+Shape letters: B decisions, A action tokens, K bins. log_ratio l = log pi - log mu, rho = e^l.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from replaybench.maths.shapes import check_shapes
+
+
+def token_log_prob(logits_BAK: Tensor, action_tokens_BA: Tensor) -> Tensor:
+    """Returns log pi(a|s) of each action token, [B, A], natural log."""
+    check_shapes(logits=(logits_BAK, "BAK"), action_tokens=(action_tokens_BA, "BA"))
+    return torch.log_softmax(logits_BAK, dim=-1).gather(-1, action_tokens_BA.long().unsqueeze(-1)).squeeze(-1)
+
+
+def categorical_kl(p_logits_BAK: Tensor, q_logits_BAK: Tensor) -> Tensor:
+    """Returns the exact KL(p||q) of each action token, [B, A], in nats."""
+    check_shapes(p=(p_logits_BAK, "BAK"), q=(q_logits_BAK, "BAK"))
+    log_p, log_q = torch.log_softmax(p_logits_BAK, dim=-1), torch.log_softmax(q_logits_BAK, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def categorical_entropy(logits_BAK: Tensor) -> Tensor:
+    """Returns the exact entropy of each action token, [B, A], in nats."""
+    log_p = torch.log_softmax(logits_BAK, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+class OffPolicyness(NamedTuple):
+    """How far pi is from the mu that acted, from samples of mu.
+
+    k1, k2 and k3 estimate KL(mu||pi); ess is in (0, 1], 1 when pi = mu.
+    """
+
+    k1: float
+    k2: float
+    k3: float
+    chi2: float
+    ess: float
+    abs_log_ratio_p95: float
+
+
+def off_policyness(log_ratio: Tensor) -> OffPolicyness:
+    """Summarises log-ratios of any shape.
+
+    k1 = mean(-l), k2 = mean(l^2/2), k3 = mean(rho-1-l), chi2 = mean(rho^2)-1,
+    ess = (sum rho)^2 / (N sum rho^2).
+    """
+    flat = log_ratio.detach().double().flatten()
+    log_n = torch.log(torch.tensor(float(flat.numel()), dtype=torch.float64))
+    log_sum, log_sum_squares = torch.logsumexp(flat, 0), torch.logsumexp(2 * flat, 0)
+    return OffPolicyness(
+        k1=float(-flat.mean()),
+        k2=float(flat.square().mean() / 2),
+        k3=float((torch.expm1(flat) - flat).mean()),
+        chi2=float(torch.exp(log_sum_squares - log_n) - 1),
+        ess=float(torch.exp(2 * log_sum - log_sum_squares - log_n)),
+        abs_log_ratio_p95=float(torch.quantile(flat.abs(), 0.95)),
+    )

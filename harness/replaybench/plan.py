@@ -1,0 +1,245 @@
+"""Turns a sweep's TOML into runs: which data, which baselines at which settings, how often.
+
+A cell is one baseline x dataset x freshness level x replay ratio; its runs differ by lineage and seed.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+
+from replaybench.baseline import Baseline, config_record, load_baseline
+from replaybench.errors import ConfigError, unknown_name
+from replaybench.paths import PRESETS_DIR
+from replaybench.recipe import Recipe, load_recipe, read_toml
+from replaybench.spec import EvaluateSettings, RunSpec, Spec, TrainSettings, validate
+from replaybench.store import Card, card_digest, read_card
+from replaybench.train import steps_for
+
+LEARNING_RATE = "learning_rate"
+
+
+class SweepSpec(Spec):
+    """A sweep as a user writes it.
+
+    datasets: recipe names, recipe files, or folders of logs made elsewhere (<folder>/lineage-*/card.toml).
+    baselines: names or .py files. control: the baseline that leaves the start policy as it is.
+    reference: the baseline that the verdicts compare with.
+    tuned: file of presets/tuned with each baseline's learning rate and settings.
+    grid: per baseline, lists of learning_rate and settings; every combination is a run. Overrides `tuned`.
+    """
+
+    name: str
+    description: str = ""
+    datasets: tuple[str, ...] = Field(min_length=1)
+    lineages: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    levels: tuple[str, ...] = Field(min_length=1)
+    replay_ratios: tuple[PositiveFloat, ...] = Field(min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    baselines: tuple[str, ...] = Field(min_length=1)
+    control: str = "zero"
+    reference: str
+    data_format: Literal["hdf5", "arrow"] = "arrow"
+    tuned: str | None = None
+    grid: dict[str, dict[str, tuple[float | str, ...]]] = {}
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        for field in ("datasets", "lineages", "levels", "replay_ratios", "seeds", "baselines"):
+            values = getattr(self, field)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{field} names something twice")
+        return self
+
+
+class Arm(NamedTuple):
+    """One baseline at one setting."""
+
+    baseline: Baseline
+    path: str | None
+    learning_rate: float
+    config: dict[str, Any]
+
+
+class Source(NamedTuple):
+    """Where a sweep's dataset comes from: a recipe to make it with, or a folder made elsewhere (recipe None)."""
+
+    name: str
+    folder: Path
+    recipe: Recipe | None
+
+
+def preset_paths() -> dict[str, Path]:
+    """Returns the presets that travel with the package, by name."""
+    return {path.stem: path for path in sorted(PRESETS_DIR.glob("*.toml"))}
+
+
+def load_sweep(name_or_path: str, extra_baselines: tuple[str, ...] = ()) -> SweepSpec:
+    """Reads a sweep by preset name or TOML path, with a user's own baselines added.
+
+    Raises:
+        ConfigError: It does not exist or a key is wrong.
+    """
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(f"No sweep at '{name_or_path}'.")
+    else:
+        presets = preset_paths()
+        if name_or_path not in presets:
+            raise unknown_name("preset", name_or_path, presets)
+        path = presets[name_or_path]
+    values = read_toml(path)
+    values["baselines"] = [*values.get("baselines", []), *extra_baselines]
+    return validate(SweepSpec, values, path.name)
+
+
+def sources(spec: SweepSpec, data_dir: Path) -> list[Source]:
+    """Returns where each dataset of the sweep comes from.
+
+    Raises:
+        ConfigError: A dataset is neither a recipe nor a folder of logs.
+    """
+    found = []
+    for name in spec.datasets:
+        folder = Path(name)
+        if "/" in name and folder.is_dir():
+            found.append(Source(folder.name, folder, None))
+        else:
+            recipe = load_recipe(name)
+            found.append(Source(recipe.name, data_dir / recipe.name, recipe))
+    return found
+
+
+def lineage_folder(dataset_folder: Path, lineage: int) -> Path:
+    """Returns the log folder of a lineage."""
+    return dataset_folder / f"lineage-{lineage:03d}"
+
+
+def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
+    """Checks everything that can be wrong before data are made or anything runs, and returns the arms.
+
+    Raises:
+        ConfigError: Names what is unknown or impossible.
+    """
+    for source in found:
+        if source.recipe is not None:
+            for level in spec.levels:
+                if level not in source.recipe.levels:
+                    raise unknown_name(f"level of dataset '{source.name}'", level, source.recipe.levels)
+    all_arms = list(arms(spec))
+    names = {arm.baseline.name for arm in all_arms}
+    for role, name in (("reference", spec.reference), ("control", spec.control)):
+        if name not in names:
+            raise ConfigError(f"The {role} '{name}' is not among the sweep's baselines: {', '.join(sorted(names))}.")
+    updating = {arm.baseline.name: arm.baseline.declaration.updates_policy for arm in all_arms}
+    if updating[spec.control]:
+        raise ConfigError(f"The control '{spec.control}' updates the policy. Choose one that declares updates_policy=False.")
+    return all_arms
+
+
+def arms(spec: SweepSpec) -> Iterator[Arm]:
+    """Yields every baseline at each of its settings, validated."""
+    tuned = _load_tuned(spec.tuned) if spec.tuned else {}
+    known = {load_baseline(name).name for name in spec.baselines}
+    for name in spec.grid:
+        if name not in known:
+            raise unknown_name("baseline in [grid]", name, known)
+    for name_or_path in spec.baselines:
+        baseline = load_baseline(name_or_path)
+        path = str(baseline.path) if name_or_path.endswith(".py") else None
+        for settings in _settings(spec, baseline.name, tuned):
+            learning_rate = float(settings.pop(LEARNING_RATE, spec.train.learning_rate))
+            config = config_record(baseline.config(settings))
+            yield Arm(baseline, path, learning_rate, config)
+
+
+def _settings(spec: SweepSpec, name: str, tuned: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    if name in spec.grid:
+        keys = list(spec.grid[name])
+        for values in itertools.product(*spec.grid[name].values()):
+            yield dict(zip(keys, values, strict=True))
+    else:
+        yield dict(tuned.get(name, {}))
+
+
+def _load_tuned(name: str) -> dict[str, dict[str, Any]]:
+    paths = {path.stem: path for path in (PRESETS_DIR / "tuned").glob("*.toml")}
+    if name not in paths:
+        raise unknown_name("tuned preset", name, paths)
+    tables: dict[str, dict[str, Any]] = read_toml(paths[name])["settings"]
+    return tables
+
+
+def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunSpec]:
+    """Returns every run of the sweep on data that exist, lineage by lineage so that early results are complete.
+
+    Raises:
+        DataError: A log folder is missing or has no card.
+        ConfigError: A level is missing in a log, or too short for a replay ratio.
+    """
+    planned: list[RunSpec] = []
+    for lineage, source in itertools.product(spec.lineages, found):
+        folder = lineage_folder(source.folder, lineage)
+        card = read_card(folder)
+        digest = card_digest(folder)
+        _check_levels(spec, source, card)
+        for arm in all_arms:
+            cells: list[tuple[str | None, float | None, int]]
+            if arm.baseline.declaration.updates_policy:
+                cells = list(itertools.product(spec.levels, spec.replay_ratios, spec.seeds))
+            else:
+                cells = [(None, None, spec.seeds[0])]
+            for level, replay_ratio, seed in cells:
+                planned.append(
+                    RunSpec(
+                        dataset=source.name,
+                        data_folder=str(folder),
+                        card_sha256=digest,
+                        task=card.task,
+                        lineage=lineage,
+                        data_format=spec.data_format,
+                        level=level,
+                        replay_ratio=replay_ratio,
+                        baseline=arm.baseline.name,
+                        baseline_path=arm.path,
+                        baseline_sha256=arm.baseline.digest,
+                        config=arm.config,
+                        seed=seed,
+                        train=spec.train.model_copy(update={LEARNING_RATE: arm.learning_rate}),
+                        evaluate=spec.evaluate,
+                    )
+                )
+    return planned
+
+
+def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
+    for level in spec.levels:
+        if level not in card.levels:
+            raise unknown_name(f"level of dataset '{source.name}'", level, card.levels)
+        steps = sum(shard.num_steps for shard in card.shards if shard.level == level and shard.format == spec.data_format)
+        if steps == 0:
+            formats = sorted({shard.format for shard in card.shards})
+            raise ConfigError(
+                f"Dataset '{source.name}' has no {spec.data_format} shards; it has {', '.join(formats)}. "
+                "Set data_format to one of these."
+            )
+        for ratio in spec.replay_ratios:
+            wanted = steps_for(spec.train, ratio)
+            if wanted > steps:
+                raise ConfigError(
+                    f"Dataset '{source.name}', lineage {card.lineage}, level '{level}' holds {steps} steps; replay ratio "
+                    f"{ratio:g} with {spec.train.updates} updates of {spec.train.batch_size} needs {wanted}. "
+                    "Log more episodes, or raise the replay ratio."
+                )
+
+
+def count_runs(spec: SweepSpec, all_arms: list[Arm]) -> int:
+    """Returns the number of runs without needing the data."""
+    cells = len(spec.levels) * len(spec.replay_ratios) * len(spec.seeds)
+    per_lineage = sum(cells if arm.baseline.declaration.updates_policy else 1 for arm in all_arms)
+    return per_lineage * len(spec.lineages) * len(spec.datasets)

@@ -1,0 +1,21 @@
+"""Finds policies and suites: built in, installed through an entry point, or named as `module:attribute`."""
+
+import importlib
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+from replaybench.errors import ConfigError, unknown_name
+
+
+def load_object(what: str, name: str, built_in: Mapping[str, str], group: str) -> Any:
+    """Returns the object called `name`: built in, an entry point of `group`, or given as `module:attribute`."""
+    targets = dict(built_in) | {point.name: point.value for point in importlib.metadata.entry_points(group=group)}
+    target = targets.get(name, name)
+    if ":" not in target:
+        raise unknown_name(what, name, targets)
+    module_name, attribute = target.split(":", 1)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"Cannot load {what} '{name}' from '{target}': {error}") from error

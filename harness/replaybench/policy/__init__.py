@@ -1,0 +1,58 @@
+"""The policy contract: one observation gives the whole factorised distribution and a value.
+
+Shape letters: B decisions, A action tokens, K bins.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from replaybench.errors import ConfigError
+from replaybench.plugins import load_object
+
+ENTRY_POINT_GROUP = "replaybench.policies"
+BUILT_IN = {"tabular": "replaybench.policy.tabular:TabularPolicy", "mlp": "replaybench.policy.mlp:MLPPolicy"}
+
+
+class PolicyOutput(NamedTuple):
+    """logits [B, A, K] of every action token, and the value [B] of the observation."""
+
+    logits_BAK: Tensor
+    value_B: Tensor
+
+
+class Policy(Protocol):
+    """A torch module that maps observations to a PolicyOutput.
+
+    `settings` are the keyword arguments that rebuild it; its weights travel as safetensors.
+    `policy_parameters` and `value_parameters` are disjoint and cover everything that is trained.
+    """
+
+    settings: dict[str, Any]
+
+    def __call__(self, observations: Tensor) -> PolicyOutput: ...
+    def value(self, observations: Tensor) -> Tensor: ...
+    def fit_normaliser(self, observations: Tensor) -> None: ...
+    def policy_parameters(self) -> list[nn.Parameter]: ...
+    def value_parameters(self) -> list[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
+    def to(self, device: torch.device) -> object: ...
+
+
+def make_policy(kind: str, settings: Mapping[str, Any], generator: torch.Generator) -> Policy:
+    """Builds a policy with weights drawn from `generator`.
+
+    Args:
+        kind: A built-in name, the name of an entry point in `replaybench.policies`, or `module:Class`.
+
+    Raises:
+        ConfigError: The kind is unknown or does not take these settings.
+    """
+    factory = load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP)
+    try:
+        return factory(**settings, generator=generator)  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ConfigError(f"Policy '{kind}' does not take the settings {dict(settings)}: {error}") from error

@@ -1,0 +1,99 @@
+"""Actor-critic of the Meta-World experiments: a shared encoder, 4 x K action logits, a detached value head.
+
+Source: the authors' public single-process trainer, described in docs/protocol.md; sizes are settings.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from replaybench.policy import PolicyOutput
+
+CLIP = 5.0
+MIN_SCALE = 0.01
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """Returns a linear layer with PyTorch's usual uniform initialisation, drawn from `generator`."""
+    layer = nn.Linear(inputs, outputs)
+    bound = inputs**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+class MLPPolicy(nn.Module):
+    """Linear-ReLU-LayerNorm encoder H; policy head H-H-LN-A*K; value head H-V-LN-1 on detached features.
+
+    Args:
+        observation_size: Numbers of an observation.
+        num_action_tokens: A, one per action dimension.
+        num_bins: K bins of each action dimension.
+        hidden: H, width of encoder and policy head.
+        value_hidden: V, width of the value head.
+        generator: Source of the initial weights.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        observation_size: int,
+        num_action_tokens: int,
+        num_bins: int,
+        generator: torch.Generator,
+        hidden: int = 512,
+        value_hidden: int = 256,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {
+            "observation_size": observation_size,
+            "num_action_tokens": num_action_tokens,
+            "num_bins": num_bins,
+            "hidden": hidden,
+            "value_hidden": value_hidden,
+        }
+        self.register_buffer("mean", torch.zeros(observation_size))
+        self.register_buffer("scale", torch.ones(observation_size))
+        self.encoder = nn.Sequential(_linear(observation_size, hidden, generator), nn.ReLU(), nn.LayerNorm(hidden))
+        self.policy_head = nn.Sequential(
+            _linear(hidden, hidden, generator),
+            nn.ReLU(),
+            nn.LayerNorm(hidden),
+            _linear(hidden, num_action_tokens * num_bins, generator),
+        )
+        self.value_head = nn.Sequential(
+            _linear(hidden, value_hidden, generator),
+            nn.ReLU(),
+            nn.LayerNorm(value_hidden),
+            _linear(value_hidden, 1, generator),
+        )
+
+    def fit_normaliser(self, observations: Tensor) -> None:
+        """Standardises inputs by the mean and standard deviation of these observations, [N, D]."""
+        self.mean.copy_(observations.mean(0))
+        self.scale.copy_(observations.std(0).clamp(min=MIN_SCALE))
+
+    def _encode(self, observations: Tensor) -> Tensor:
+        features: Tensor = self.encoder(((observations - self.mean) / self.scale).clamp(-CLIP, CLIP))
+        return features
+
+    def forward(self, observations: Tensor) -> PolicyOutput:
+        features = self._encode(observations)
+        tokens, bins = self.settings["num_action_tokens"], self.settings["num_bins"]
+        logits_BAK = self.policy_head(features).view(-1, tokens, bins)
+        return PolicyOutput(logits_BAK, self.value_head(features.detach()).squeeze(-1))
+
+    def value(self, observations: Tensor) -> Tensor:
+        value: Tensor = self.value_head(self._encode(observations).detach()).squeeze(-1)
+        return value
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return [*self.encoder.parameters(), *self.policy_head.parameters()]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        return list(self.value_head.parameters())

@@ -1,0 +1,173 @@
+"""What a sweep leaves on disk, so that nothing is lost and nothing is counted twice.
+
+<out>/sweep.json                       the plan: the spec and every run
+<out>/runs/<run id>/spec.json          what decides the run's numbers
+<out>/runs/<run id>/rows.parquet       the measurements, reproducible values only
+<out>/runs/<run id>/manifest.json      clocks, host, attempts; written last: a run that has one is complete
+<out>/failed/<run id>/failure.json     why a run has no result, with traceback.txt
+<out>/.lock                            held by the driver through the operating system, gone with its process
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replaybench.errors import ConfigError, DataError
+from replaybench.spec import RunSpec
+from replaybench.store.files import atomic_write, write_error
+
+if TYPE_CHECKING:
+    from replaybench.diagnostics import Rows
+
+MANIFEST = "manifest.json"
+FAILURE = "failure.json"
+
+
+class SweepFolder:
+    """The output folder of one sweep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder for this process.
+
+        Raises:
+            ConfigError: Another process is sweeping into it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "w", encoding="utf-8")
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"{self.path}: another sweep is running in this folder. Wait for it, or choose another --out."
+                ) from error
+            yield
+
+    def claim(self, plan: Mapping[str, Any]) -> None:
+        """Writes the plan, or checks that the folder belongs to the same one.
+
+        Raises:
+            ConfigError: The folder holds another sweep.
+        """
+        text = json.dumps(plan, indent=1, sort_keys=True)
+        path = self.path / "sweep.json"
+        if path.exists():
+            if path.read_text(encoding="utf-8") != text:
+                raise ConfigError(
+                    f"{self.path}: this folder belongs to another sweep or to other data or baselines. "
+                    "Choose another --out, or remove the folder to start again."
+                )
+            return
+        _write_text(path, text)
+
+    def plan(self) -> dict[str, Any]:
+        """Returns the plan that was claimed.
+
+        Raises:
+            ConfigError: The folder holds no sweep.
+        """
+        path = self.path / "sweep.json"
+        if not path.exists():
+            raise ConfigError(f"{self.path}: holds no sweep. Run `replaybench sweep run` with this --out first.")
+        return read_json(path)
+
+    def runs(self) -> list[RunSpec]:
+        """Returns every planned run."""
+        return [RunSpec.model_validate(run) for run in self.plan()["runs"]]
+
+    def is_complete(self, run_id: str) -> bool:
+        """Whether the run has a result."""
+        return (self.path / "runs" / run_id / MANIFEST).exists()
+
+    def has_failed(self, run_id: str) -> bool:
+        """Whether the run ended without a result."""
+        return (self.path / "failed" / run_id / FAILURE).exists()
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Returns the recorded failure of each failed run."""
+        return [read_json(path) for path in sorted((self.path / "failed").glob(f"*/{FAILURE}"))]
+
+    def forget_failure(self, run_id: str) -> None:
+        """Removes the record of a failure, so that the run is due again."""
+        shutil.rmtree(self.path / "failed" / run_id, ignore_errors=True)
+
+    def write_result(self, spec: RunSpec, rows: "Rows", manifest: Mapping[str, Any]) -> None:
+        """Writes a run's record; the manifest last."""
+        folder = self.path / "runs" / spec.run_id()
+        _write_text(folder / "spec.json", spec.model_dump_json(indent=1))
+        _write_rows(folder / "rows.parquet", spec, rows)
+        _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+
+    def write_failure(self, spec: RunSpec, reason: str, traceback: str) -> None:
+        """Writes why a run has no result."""
+        folder = self.path / "failed" / spec.run_id()
+        _write_text(folder / "traceback.txt", traceback)
+        failure = {"run_id": spec.run_id(), "reason": reason, "spec": spec.model_dump(mode="json")}
+        _write_text(folder / FAILURE, json.dumps(failure, indent=1, sort_keys=True))
+
+
+def _write_rows(path: Path, spec: RunSpec, rows: "Rows") -> None:
+    import polars as pl
+
+    frame = pl.DataFrame(
+        {"update": rows.update, "metric": rows.metric, "item": rows.item, "value": rows.value},
+        schema={"update": pl.Int32, "metric": pl.String, "item": pl.Int32, "value": pl.Float64},
+    ).select(
+        pl.lit(spec.run_id()).alias("run_id"),
+        pl.lit(spec.dataset).alias("dataset"),
+        pl.lit(spec.task).alias("task"),
+        pl.lit(spec.lineage, pl.Int32).alias("lineage"),
+        pl.lit(spec.level, pl.String).alias("level"),
+        pl.lit(spec.replay_ratio, pl.Float64).alias("replay_ratio"),
+        pl.lit(spec.baseline).alias("baseline"),
+        pl.lit(json.dumps(spec.config, sort_keys=True)).alias("config"),
+        pl.lit(spec.train.learning_rate, pl.Float64).alias("learning_rate"),
+        pl.lit(spec.seed, pl.Int32).alias("seed"),
+        "update",
+        "metric",
+        "item",
+        "value",
+    )
+    with atomic_write(path) as temporary:
+        frame.write_parquet(temporary, compression="zstd", statistics=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; damage names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Remove the run's folder and run the sweep again.") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds no JSON object. Remove the run's folder and run the sweep again.")
+    return value
+
+
+def missing_runs(folder: SweepFolder, runs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Returns the runs that have neither a result nor a recorded failure."""
+    ids = {run.run_id(): run for run in runs}
+    return [run for run_id, run in ids.items() if not folder.is_complete(run_id) and not folder.has_failed(run_id)]
+
+
+def host_facts() -> dict[str, Any]:
+    """Returns what identifies the machine loosely enough to publish."""
+    import platform
+
+    return {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}

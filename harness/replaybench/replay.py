@@ -1,0 +1,133 @@
+"""Packs logged episodes into contiguous tensors to learn from.
+
+Episodes lie end to end: N decisions and N+E observations (each episode has one more than decisions).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from replaybench.episode import Episode
+from replaybench.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replay:
+    """N logged decisions as tensors and columns.
+
+    Args:
+        observations: [N+E, ...] all observations.
+        row: [N] index of a decision's observation; row + 1 is the one that follows it.
+        action_tokens: [N, A]. log_mu: [N, A]. mu_logits: [N, A, K] or None.
+        reward, value, next_value: [N] float64, as logged; next_value is 0 after a terminal decision.
+        ends: [N] bool, last decision of its episode. terminal: [N] bool, nothing follows.
+        behaviour_version: [N].
+    """
+
+    observations: Tensor
+    row: Tensor
+    action_tokens: Tensor
+    log_mu: Tensor
+    mu_logits: Tensor | None
+    reward: NDArray[np.float64]
+    value: NDArray[np.float64]
+    next_value: NDArray[np.float64]
+    ends: NDArray[np.bool_]
+    terminal: NDArray[np.bool_]
+    behaviour_version: NDArray[np.int64]
+
+    @property
+    def num_steps(self) -> int:
+        """Number of logged decisions N."""
+        return len(self.reward)
+
+
+def take_steps(episodes: Sequence[Episode], num_steps: int) -> list[Episode]:
+    """Returns the first episodes that hold exactly `num_steps` decisions; the last one may be cut.
+
+    A cut episode counts as truncated, so its last value is bootstrapped.
+
+    Raises:
+        DataError: The log is shorter than that.
+    """
+    taken: list[Episode] = []
+    missing = num_steps
+    for episode in episodes:
+        if missing == 0:
+            break
+        taken.append(episode if episode.num_steps <= missing else _cut(episode, missing))
+        missing -= taken[-1].num_steps
+    if missing:
+        raise DataError(
+            f"The log holds {num_steps - missing} steps, this replay ratio needs {num_steps}. "
+            "Log more episodes, raise the replay ratio, or lower updates or batch_size."
+        )
+    return taken
+
+
+def _cut(episode: Episode, steps: int) -> Episode:
+    values = {name: getattr(episode, name) for name in Episode.__dataclass_fields__}
+    for name in ("action_tokens", "log_mu", "mu_logits", "reward", "value"):
+        if values[name] is not None:
+            values[name] = values[name][:steps]
+    values |= {
+        "observations": episode.observations[: steps + 1],
+        "terminated": False,
+        "truncated": True,
+        "success": False,
+        "bootstrap_value": float(episode.value[steps]),
+    }
+    return Episode(**values)
+
+
+def pack(episodes: Sequence[Episode], device: torch.device) -> Replay:
+    """Concatenates episodes; mu_logits are kept only if every episode has them."""
+    if not episodes:
+        raise DataError("There are no episodes to learn from.")
+    lengths = np.array([episode.num_steps for episode in episodes])
+    ends = np.zeros(lengths.sum(), dtype=bool)
+    ends[lengths.cumsum() - 1] = True
+    row = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
+
+    def column(name: str) -> NDArray[np.generic]:
+        return np.concatenate([getattr(episode, name) for episode in episodes])
+
+    def tensor(array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    value = column("value").astype(np.float64)
+    next_value = np.append(value[1:], 0.0)
+    next_value[ends] = [0.0 if episode.terminated else episode.bootstrap_value for episode in episodes]
+    terminal = np.zeros_like(ends)
+    terminal[ends] = [episode.terminated for episode in episodes]
+    has_logits = all(episode.mu_logits is not None for episode in episodes)
+    return Replay(
+        observations=tensor(column("observations")),
+        row=tensor(row),
+        action_tokens=tensor(column("action_tokens")),
+        log_mu=tensor(column("log_mu")),
+        mu_logits=tensor(column("mu_logits")) if has_logits else None,
+        reward=column("reward").astype(np.float64),
+        value=value,
+        next_value=next_value,
+        ends=ends,
+        terminal=terminal,
+        behaviour_version=np.repeat([episode.behaviour_version for episode in episodes], lengths),
+    )
+
+
+def minibatches(num_steps: int, batch_size: int, updates: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Yields `updates` index batches from shuffled passes over the log, each pass without replacement.
+
+    Over updates * batch_size = R * num_steps draws every decision is used exactly R times.
+    """
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(updates):
+        while len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(num_steps)])
+        yield torch.from_numpy(order[:batch_size].copy())
+        order = order[batch_size:]

@@ -1,0 +1,69 @@
+"""Reads a log folder: nothing is handed out before it matches the card."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from replaybench.episode import Episode
+from replaybench.errors import ConfigError, unknown_name
+from replaybench.store.card import Card, card_digest, checked_path, read_card, read_shard
+from replaybench.store.checkpoint import read_checkpoint
+from replaybench.store.layout import LevelCheck
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Log:
+    """A complete log folder; see `open_log`."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.card: Card = read_card(self.folder)
+        self.digest: str = card_digest(self.folder)
+
+    def episodes(self, level: str, format: str = "arrow", *, with_mu_logits: bool = True) -> list[Episode]:
+        """Returns the episodes of a freshness level, the same ones whatever the format; their arrays are read-only.
+
+        Args:
+            level: A level of the card.
+            format: "arrow" (memory-mapped) or "hdf5" (read into memory).
+            with_mu_logits: Whether to read the behaviour policy's logits where they are logged.
+
+        Raises:
+            ConfigError: The log has no such level or format.
+            DataError: A shard does not match the card, or an episode is malformed.
+        """
+        if level not in self.card.levels:
+            raise unknown_name("level", level, self.card.levels)
+        formats = sorted({shard.format for shard in self.card.shards})
+        if format not in formats:
+            raise ConfigError(f"{self.folder}: the log has no shards in format '{format}', only {', '.join(formats)}.")
+        check = LevelCheck(level)
+        episodes: list[Episode] = []
+        for shard in self.card.shards:
+            if (shard.level, shard.format) == (level, format):
+                episodes += read_shard(self.folder, shard, with_mu_logits=with_mu_logits)
+        for episode in episodes:
+            check.add(episode)
+        return episodes
+
+    def checkpoint(self, name: str) -> "dict[str, Tensor]":
+        """Returns the tensors of a checkpoint.
+
+        Raises:
+            ConfigError: The log has no such checkpoint.
+            DataError: The file does not match the card.
+        """
+        entries = {entry.name: entry for entry in self.card.checkpoints}
+        if name not in entries:
+            raise unknown_name("checkpoint", name, entries)
+        return read_checkpoint(checked_path(self.folder, entries[name]))
+
+
+def open_log(folder: Path | str) -> Log:
+    """Opens the log folder of one lineage.
+
+    Raises:
+        DataError: There is no card, or it is malformed or of a newer schema.
+    """
+    return Log(folder)

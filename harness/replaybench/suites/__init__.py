@@ -1,0 +1,63 @@
+"""The suite contract: tasks, goals, environments that take action tokens, and a scripted expert."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replaybench.plugins import load_object
+
+ENTRY_POINT_GROUP = "replaybench.suites"
+BUILT_IN = {
+    "gridworld": "replaybench.suites.gridworld:GridWorldSuite",
+    "metaworld": "replaybench.suites.metaworld:MetaWorldSuite",
+}
+
+
+class Transition(NamedTuple):
+    """What follows an action. `terminated` is set at success; a time limit is the caller's business."""
+
+    observation: NDArray[np.float32]
+    reward: float
+    terminated: bool
+    success: bool
+
+
+class Environment(Protocol):
+    """One simulator instance of one task, acted on with action tokens (bins)."""
+
+    def reset(self, goal: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
+        """Starts an episode at goal (goal seed, index); `rng` drives stochastic dynamics, if any."""
+        ...
+
+    def step(self, action_tokens: NDArray[np.int16]) -> Transition:
+        """Acts with one bin for each of the A action tokens."""
+        ...
+
+    def expert(self) -> NDArray[np.float64]:
+        """Returns the scripted expert's distribution over bins in the present state, [A, K]."""
+        ...
+
+
+class Suite(Protocol):
+    """A family of tasks. Constructed with the settings of a recipe's [suite] table.
+
+    `simulator` is the name and version of what computes the dynamics; `num_goals` goals exist for every
+    goal seed; `policy_settings` are the sizes that a policy for the task needs.
+    """
+
+    simulator: str
+    num_goals: int
+
+    def tasks(self) -> list[str]: ...
+    def instruction(self, task: str) -> str: ...
+    def policy_settings(self, task: str) -> dict[str, Any]: ...
+    def make(self, task: str) -> Environment: ...
+
+
+def make_suite(kind: str, settings: Mapping[str, Any]) -> Suite:
+    """Builds a suite: a built-in name, an entry point in `replaybench.suites`, or `module:Class`."""
+    factory = load_object("suite", kind, BUILT_IN, ENTRY_POINT_GROUP)
+    suite: Suite = factory(**settings)
+    return suite

@@ -1,0 +1,123 @@
+"""One run: a start policy, a log of one freshness level, one baseline; trained and measured, top to bottom."""
+
+from typing import NamedTuple
+
+import torch
+
+from replaybench.baseline import load_baseline
+from replaybench.diagnostics import Rows, distance_rows, outcome_rows, step_rows
+from replaybench.errors import ContractError, DataError
+from replaybench.evaluate import World, evaluate, open_world
+from replaybench.learner import Learner
+from replaybench.policy import Policy, make_policy
+from replaybench.replay import Replay, minibatches, pack, take_steps
+from replaybench.seeding import numpy_generator, torch_generator
+from replaybench.spec import RunSpec, TrainSettings
+from replaybench.store import Log
+
+
+class RunResult(NamedTuple):
+    """Rows of measurements and the trained policy."""
+
+    rows: Rows
+    policy: Policy
+
+
+def train(spec: RunSpec, log: Log) -> RunResult:
+    """Trains the start policy of `log` as `spec` says and evaluates it.
+
+    Every baseline of a cell sees the same episodes in the same order, because the random streams are named by
+    everything but the baseline.
+
+    Raises:
+        NumericalError: The baseline overflowed or the loss stopped being finite.
+        DataError: The log is too short for the replay ratio.
+    """
+    device = choose_device(spec.train.device)
+    world = open_world(log.card.suite, log.card.suite_settings, log.card.task)
+    start, policy = load_start_policy(log, device), load_start_policy(log, device)
+    rows = Rows()
+    if spec.level is not None:
+        replay = load_replay(spec, log, device)
+        rows.add(0, "replay_ratio_realised", spec.train.updates * spec.train.batch_size / replay.num_steps)
+        rows.add(0, "replay_steps", replay.num_steps)
+        learn(spec, policy, replay, world, rows, device)
+        distance_rows(rows, spec.train.updates, policy, start, replay)
+    measure(spec, policy, world, rows, spec.train.updates if spec.level is not None else 0, device)
+    return RunResult(rows, policy)
+
+
+def learn(spec: RunSpec, policy: Policy, replay: Replay, world: World, rows: Rows, device: torch.device) -> None:
+    """Warms up the value head, then makes the updates, writing diagnostics as it goes."""
+    settings = spec.train
+    baseline = load_baseline(spec.baseline_path or spec.baseline)
+    if baseline.digest != spec.baseline_sha256:
+        raise ContractError(f"Baseline '{spec.baseline}' changed on disk while the sweep ran. Start a new sweep.")
+    learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings)
+    stream = (log_stream(spec), "minibatches")
+    learner.refresh_advantages()
+    warmup = minibatches(replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value"))
+    for update, index in enumerate(warmup):
+        if update % settings.advantage.recompute_every == 0:
+            learner.refresh_advantages()
+        learner.value_step(index.to(device))
+    batches = minibatches(replay.num_steps, settings.batch_size, settings.updates, numpy_generator(*stream, "policy"))
+    for update, index in enumerate(batches):
+        if update % settings.advantage.recompute_every == 0:
+            learner.refresh_advantages()
+        step = learner.policy_step(index.to(device))
+        if update % settings.log_every == 0 or update == settings.updates - 1:
+            step_rows(rows, update + 1, step)
+        if spec.evaluate.every and (update + 1) % spec.evaluate.every == 0 and update + 1 < settings.updates:
+            measure(spec, policy, world, rows, update + 1, device)
+
+
+def measure(spec: RunSpec, policy: Policy, world: World, rows: Rows, update: int, device: torch.device) -> None:
+    """Evaluates with sampled actions, and greedily if the spec asks for it."""
+    outcome_rows(rows, update, "", evaluate(policy, world, spec.evaluate, device, greedy=False))
+    if spec.evaluate.greedy:
+        outcome_rows(rows, update, "greedy_", evaluate(policy, world, spec.evaluate, device, greedy=True))
+
+
+def log_stream(spec: RunSpec) -> str:
+    """Returns the name of the random stream that all baselines of a cell share."""
+    return f"{spec.dataset}/{spec.lineage}/{spec.level}/{spec.replay_ratio}/{spec.seed}"
+
+
+def load_replay(spec: RunSpec, log: Log, device: torch.device) -> Replay:
+    """Returns exactly updates * batch_size / replay_ratio logged decisions.
+
+    Which episodes they are is drawn anew for each seed, the same for every baseline.
+    """
+    assert spec.level is not None and spec.replay_ratio is not None
+    needs_logits = spec.train.kl_coefficient > 0
+    episodes = log.episodes(spec.level, spec.data_format, with_mu_logits=needs_logits)
+    wanted = steps_for(spec.train, spec.replay_ratio)
+    order = numpy_generator(log_stream(spec), "episodes").permutation(len(episodes))
+    try:
+        taken = take_steps([episodes[i] for i in order], wanted)
+    except DataError as error:
+        raise DataError(f"dataset '{spec.dataset}', lineage {spec.lineage}, level '{spec.level}': {error}") from error
+    return pack(taken, device)
+
+
+def steps_for(settings: TrainSettings, replay_ratio: float) -> int:
+    """Returns the logged steps that make the replay ratio updates * batch_size / steps what is asked for."""
+    return max(1, round(settings.updates * settings.batch_size / replay_ratio))
+
+
+def load_start_policy(log: Log, device: torch.device) -> Policy:
+    """Returns the newest checkpoint of a log folder as a policy."""
+    card = log.card
+    policy = make_policy(card.policy, card.policy_settings, torch_generator("overwritten by the checkpoint"))
+    policy.load_state_dict(log.checkpoint(card.start_checkpoint))
+    policy.to(device)
+    return policy
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a spec: `auto` is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
