@@ -298,3 +298,18 @@ def _import_file(path: Path, source: bytes) -> ModuleType:
 def config_record(config: Any) -> dict[str, Any]:
     """Returns a Config as plain values, for records and tables."""
     return asdict(config)
+
+
+def describe(baseline: Baseline) -> dict[str, Any]:
+    """Returns a baseline's declaration as a flat row."""
+    declaration = baseline.declaration
+    knob = declaration.knob
+    return {
+        "name": baseline.name,
+        "paper": declaration.paper,
+        "arxiv": declaration.arxiv,
+        "granularity": ["token", "step"],
+        "needs": list(declaration.needs),
+        "bounded": baseline.is_bounded(baseline.config()),
+        "knob": knob.field if knob else None,
+    }

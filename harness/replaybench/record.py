@@ -9,6 +9,7 @@
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -140,8 +141,10 @@ def _write_rows(path: Path, spec: RunSpec, rows: "Rows") -> None:
         "item",
         "value",
     )
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd", statistics=False)
     with atomic_write(path) as temporary:
-        frame.write_parquet(temporary, compression="zstd", statistics=False)
+        temporary.write_bytes(buffer.getvalue())
 
 
 def _write_text(path: Path, text: str) -> None:

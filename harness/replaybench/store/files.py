@@ -38,7 +38,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -53,7 +53,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError) -> DataError:
+def write_error(path: Path, error: OSError) -> DataError:
+    """Returns the error for a file that could not be written, with what to do about it."""
     advice = ADVICE.get(error.errno or 0, "Check the disk and the folder.")
     return DataError(f"{path}: cannot be written ({error}). {advice}")
 
