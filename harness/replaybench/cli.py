@@ -11,7 +11,7 @@ from replaybench import __version__
 from replaybench.errors import ReplayBenchError
 
 if TYPE_CHECKING:
-    from replaybench.plan import Source, SweepSpec
+    from replaybench.plan import SweepSpec
     from replaybench.record import SweepFolder
     from replaybench.spec import RunSpec
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Compare off-policy corrections on replayed robot trajectories.\n\nExample: [bold]replaybench sweep run smoke[/bold]",
+    help="Compare off-policy corrections on replayed robot trajectories.\n\nExample: replaybench sweep run smoke",
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make, check and describe logs of trajectories.")
 baseline_app = typer.Typer(no_args_is_help=True, help="List corrections and evaluate their gradient coefficient.")
@@ -144,7 +144,9 @@ def baseline_show(name: str, as_json: AsJson = False) -> None:
 
     baseline = load_baseline(name)
     if as_json:
-        print(json.dumps(describe(baseline) | {"defaults": config_record(baseline.config()), "path": str(baseline.path)}))
+        print(
+            json.dumps(describe(baseline) | {"defaults": config_record(baseline.config()), "path": str(baseline.path)})
+        )
     else:
         print(baseline.path.read_text(encoding="utf-8"))
 
@@ -341,12 +343,39 @@ def sweep_status(out: Path, as_json: AsJson = False) -> None:
 
     folder = SweepFolder(out)
     rows = [
-        {"baseline": baseline, "complete": complete, "failed": failed, "missing": total - complete - failed, "planned": total}
+        {
+            "baseline": baseline,
+            "complete": complete,
+            "failed": failed,
+            "missing": total - complete - failed,
+            "planned": total,
+        }
         for baseline, complete, failed, total in iterate_status(folder, folder.runs())
     ]
     _emit(rows, as_json, f"Sweep in {out}")
     for failure in folder.failures():
         print(f"failed: {failure['run_id']}: {failure['reason']}", file=sys.stderr)
+
+
+@sweep_app.command("choose")
+def sweep_choose(
+    out: Path,
+    write: Annotated[Optional[Path], typer.Option(help="Write the settings as a tuned preset.")] = None,  # noqa: UP045
+    as_json: AsJson = False,
+) -> None:
+    """Choose each baseline's best trial, the mean over datasets, lineages, levels and ratios.
+
+    Example: replaybench sweep choose reports/tune --write harness/replaybench/presets/tuned/default.toml
+    """
+    from replaybench.record import SweepFolder
+    from replaybench.tuned import choices, write_tuned
+
+    folder = SweepFolder(out)
+    chosen = choices(folder)
+    _emit([choice._asdict() for choice in chosen], as_json, f"Best of the trials in {out}")
+    if write is not None:
+        write_tuned(write, folder, chosen)
+        _next(f"Next: commit {write}, then replaybench sweep run default")
 
 
 @report_app.command("build")
@@ -398,11 +427,10 @@ def _sweep(
 
     found = sources(spec, data)
     check(spec, found)
-    with folder.lock():
-        with listening() as listen:
-            make_data(found, spec.lineages, workers, _command(), listen)
-            planned = claim(folder, spec, found)
-            run_sweep(folder, due_runs(folder, planned, only, limit), workers, listen)
+    with folder.lock(), listening() as listen:
+        make_data(found, spec.lineages, workers, _command(), listen)
+        planned = claim(folder, spec, found)
+        run_sweep(folder, due_runs(folder, planned, only, limit), workers, listen)
     _finish(folder, planned, build)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,10 @@ from replaybench.replay import Replay, pack
 from replaybench.store import Card, LevelCard, ShardWriter
 
 LOG_BATCH = 50
-MIN_BRANCH_SHARE = 0.5
-MAX_BRANCH_SHARE = 3.0
+# A sibling is looked for between these multiples of the updates that the start policy made since the branching.
+MIN_BRANCH_RATIO = 0.5
+MAX_BRANCH_RATIO = 2.0
+MAX_SIBLINGS = 4
 ALPHA = 0.05
 
 
@@ -79,9 +82,7 @@ def _log_levels(breeder: Breeder, family: Family) -> dict[str, LoggedLevel]:
     return {name: logged[name] for name in recipe.levels}
 
 
-def _log_lagged(
-    breeder: Breeder, family: Family, name: str, level: Level, lag_range: tuple[int, int]
-) -> LoggedLevel:
+def _log_lagged(breeder: Breeder, family: Family, name: str, level: Level, lag_range: tuple[int, int]) -> LoggedLevel:
     middle = sum(lag_range) / 2
     newest = family.start.version
     candidates = [c for c in family.checkpoints if lag_range[0] <= newest - c.version <= lag_range[1]]
@@ -106,30 +107,29 @@ def _log_enough(breeder: Breeder, policy: Policy, version: int, level: Level, *p
     return episodes
 
 
-def _log_matched(
-    breeder: Breeder, family: Family, name: str, level: Level, start_success: float
-) -> LoggedLevel:
+def _log_matched(breeder: Breeder, family: Family, name: str, level: Level, start_success: float) -> LoggedLevel:
     """Logs a sibling that branched off earlier and stands at the start policy's success."""
     assert level.branch_updates is not None
     target = family.start.version - level.branch_updates
     ancestor = min(family.checkpoints, key=lambda c: abs(c.version - target))
     branch = family.start.version - ancestor.version
-    for updates, policy in breeder.siblings(
-        ancestor, family.learning_rate, round(MAX_BRANCH_SHARE * branch), "branch", name
-    ):
-        if updates < MIN_BRANCH_SHARE * branch:
-            continue
-        # A first batch tells cheaply whether the whole log is worth collecting.
-        first = breeder.log(policy, ancestor.version + updates, 2 * LOG_BATCH, name, "try", updates)
-        if abs(_success(first) - start_success) > level.tolerance:
-            continue
-        episodes = _log_enough(breeder, policy, ancestor.version + updates, level, name, updates)
-        if abs(_success(episodes) - start_success) <= level.tolerance:
-            return LoggedLevel(episodes, None, branch + updates)
+    for attempt in range(MAX_SIBLINGS):
+        purpose = (name, attempt)
+        for updates, policy in breeder.siblings(ancestor, family.learning_rate, MAX_BRANCH_RATIO * branch, *purpose):
+            version = ancestor.version + updates
+            if updates < MIN_BRANCH_RATIO * branch:
+                continue
+            # A first batch, not kept, tells cheaply whether the whole log is worth collecting.
+            first = breeder.log(policy, version, 2 * LOG_BATCH, *purpose, "try", updates)
+            if abs(_success(first) - start_success) > level.tolerance:
+                continue
+            episodes = _log_enough(breeder, policy, version, level, *purpose, updates)
+            if abs(_success(episodes) - start_success) <= level.tolerance:
+                return LoggedLevel(episodes, None, branch + updates)
     raise DataError(
-        f"{breeder.where}: level '{name}': no sibling came within {level.tolerance} of the start policy's success "
-        f"{start_success:.2f} between {round(MIN_BRANCH_SHARE * branch)} and {round(MAX_BRANCH_SHARE * branch)} updates "
-        "after branching. Change branch_updates or tolerance, or use another lineage."
+        f"{breeder.where}: level '{name}': no sibling out of {MAX_SIBLINGS} came within {level.tolerance} of the "
+        f"start policy's success {start_success:.2f} within {MAX_BRANCH_RATIO * branch:.0f} updates after "
+        "branching. Change branch_updates or tolerance, or use another lineage."
     )
 
 
@@ -185,12 +185,10 @@ def _exact_kl(start: Policy, replay: Replay) -> np.ndarray[Any, Any]:
     return np.asarray(categorical_kl(replay.mu_logits.float(), logits).mean(-1).double().numpy())
 
 
-def _check_apart(
-    where: str, levels: dict[str, LoggedLevel], per_episode: dict[str, np.ndarray[Any, Any]]
-) -> None:
+def _check_apart(where: str, levels: dict[str, LoggedLevel], per_episode: dict[str, np.ndarray[Any, Any]]) -> None:
     single = {name: level for name, level in levels.items() if level.lag_updates and len(set(level.lag_updates)) == 1}
     ordered = sorted(single, key=lambda name: single[name].lag_updates or (0, 0))
-    for fresher, staler in zip(ordered, ordered[1:], strict=False):
+    for fresher, staler in pairwise(ordered):
         test = stats.ttest_ind(per_episode[staler], per_episode[fresher], equal_var=False, alternative="greater")
         if not test.pvalue < ALPHA:
             raise DataError(
@@ -235,9 +233,7 @@ def _card(
         command=command,
         versions=versions(world.suite.simulator),
         levels={
-            name: LevelCard(
-                lag_updates=level.lag_updates, branch_updates=level.branch_updates, measured=measured[name]
-            )
+            name: LevelCard(lag_updates=level.lag_updates, branch_updates=level.branch_updates, measured=measured[name])
             for name, level in levels.items()
         },
     )

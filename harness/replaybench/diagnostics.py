@@ -52,22 +52,23 @@ def step_rows(rows: Rows, update: int, step: Step) -> None:
     for sign, chosen in (("positive", advantage > 0), ("negative", advantage < 0)):
         if chosen.any():
             rows.add(update, f"ess_token_applied_{sign}", _ess(weight[chosen]))
-            rows.add(update, f"near_zero_share_{sign}", (weight[chosen].abs() < NEAR_ZERO).double().mean())
-    rows.add(update, "mean_abs_score", score.abs().double().mean())
+            rows.add(update, f"near_zero_share_{sign}", float((weight[chosen].abs() < NEAR_ZERO).double().mean()))
+    rows.add(update, "mean_abs_score", float(score.abs().double().mean()))
     rows.add(update, "grad_norm", step.grad_norm)
     rows.add(update, "policy_loss", step.policy_loss)
     rows.add(update, "value_loss", step.value_loss)
 
 
 def distance_rows(rows: Rows, update: int, policy: Policy, start: Policy, replay: Replay) -> None:
-    """Writes how far the trained policy is from the behaviour policy and from the start policy, on the replayed states."""
+    """Writes how far the trained policy is from behaviour and start policy, on the replayed states."""
     log_pi_NA = log_pi_of_log(policy, replay)
     to_behaviour = off_policyness(log_pi_NA - replay.log_mu)
     rows.add(update, "end_kl_k3_behaviour", to_behaviour.k3)
     rows.add(update, "end_ess_token_behaviour", to_behaviour.ess)
     rows.add(update, "end_abs_log_ratio_p95_behaviour", to_behaviour.abs_log_ratio_p95)
     log_start_NA = log_pi_of_log(start, replay)
-    rows.add(update, "end_abs_log_ratio_p95_start", torch.quantile((log_pi_NA - log_start_NA).abs().flatten(), 0.95))
+    from_start = off_policyness(log_pi_NA - log_start_NA)
+    rows.add(update, "end_abs_log_ratio_p95_start", from_start.abs_log_ratio_p95)
     rows.add(update, "end_kl_start", _mean_exact_kl(start, policy, replay))
 
 

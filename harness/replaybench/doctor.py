@@ -29,7 +29,9 @@ def _package(name: str) -> Check:
     try:
         importlib.import_module(name)
     except Exception as error:
-        return Check(name, False, f"{type(error).__name__}: {error}", f"pip install {name}, or `make setup` in a checkout")
+        return Check(
+            name, False, f"{type(error).__name__}: {error}", f"pip install {name}, or `make setup` in a checkout"
+        )
     return Check(name, True, importlib.metadata.version(name), "")
 
 
@@ -44,7 +46,9 @@ def _simulator() -> Check:
         environment.reset((0, 0), np.random.default_rng(0))
         environment.step(np.zeros(4, dtype=np.int16))
     except Exception as error:
-        return Check("simulator", False, f"{type(error).__name__}: {error}", "pip install metaworld==3.1.1 mujoco==3.3.0")
+        return Check(
+            "simulator", False, f"{type(error).__name__}: {error}", "pip install metaworld==3.1.1 mujoco==3.3.0"
+        )
     return Check("simulator", True, suite.simulator, "")
 
 

@@ -49,7 +49,9 @@ class Outcome(NamedTuple):
     total_reward: NDArray[np.float64]
 
 
-def evaluate(policy: Policy, world: World, settings: EvaluateSettings, device: torch.device, *, greedy: bool) -> Outcome:
+def evaluate(
+    policy: Policy, world: World, settings: EvaluateSettings, device: torch.device, *, greedy: bool
+) -> Outcome:
     """Runs the policy once on each planned goal; the same settings give every policy the same goals and draws."""
     plans = goal_plans(world.suite, settings.goal_seed, settings.episodes, "evaluate")
     acting = Acting(max_steps=settings.max_steps, greedy=greedy, keep_logits=False)

@@ -43,7 +43,9 @@ def list_data(data: Path) -> list[dict[str, Any]]:
         names += sorted(path.name for path in data.iterdir() if path.is_dir() and path.name not in names)
     rows = []
     for name in names:
-        made = sorted(path.parent.name.removeprefix("lineage-") for path in (data / name).glob(f"lineage-*/{FILE_NAME}"))
+        made = sorted(
+            path.parent.name.removeprefix("lineage-") for path in (data / name).glob(f"lineage-*/{FILE_NAME}")
+        )
         description = load_recipe(name).description if name in recipe_paths() else "made elsewhere"
         rows.append({"dataset": name, "lineages_made": made, "description": description})
     return rows

@@ -40,9 +40,13 @@ class Learner:
         settings: Shared training settings.
     """
 
-    def __init__(self, policy: Policy, baseline: Baseline, config: Any, replay: Replay, settings: TrainSettings) -> None:
+    def __init__(
+        self, policy: Policy, baseline: Baseline, config: Any, replay: Replay, settings: TrainSettings
+    ) -> None:
         if settings.kl_coefficient > 0 and replay.mu_logits is None:
-            raise ConfigError("kl_coefficient needs mu_logits in the log; log the behaviour policy's logits or set it to 0.")
+            raise ConfigError(
+                "kl_coefficient needs mu_logits in the log; log the behaviour policy's logits or set it to 0."
+            )
         self.policy, self.baseline, self.config = policy, baseline, config
         self.replay, self.settings = replay, settings
         self.optimiser = torch.optim.AdamW(
@@ -129,9 +133,7 @@ def make_items(log_pi_BA: Tensor, log_mu_BA: Tensor, advantage_B: Tensor, granul
 def estimate_advantages(policy: Policy, replay: Replay, settings: AdvantageSettings) -> Advantages:
     """Returns advantages and value targets of every decision of the replay, [N] float64."""
     if settings.estimator == "gae_stored":
-        return gae(
-            replay.reward, replay.value, replay.next_value, replay.ends, gamma=settings.gamma, lam=settings.lam
-        )
+        return gae(replay.reward, replay.value, replay.next_value, replay.ends, gamma=settings.gamma, lam=settings.lam)
     all_values = predict_values(policy, replay)
     row = replay.row.cpu().numpy()
     value = all_values[row]

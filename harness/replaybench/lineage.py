@@ -115,7 +115,7 @@ class Breeder:
                 return Family([warm_start, *checkpoints], warm_success, learning_rate)
         rules = self.recipe.reinforcement
         raise DataError(
-            f"{self.where}: success passed {rules.success[1]} before {rules.min_updates} updates at every learning rate "
+            f"{self.where}: success passed {rules.success[1]} before {rules.min_updates} updates at every rate "
             f"of {list(rules.learning_rates)}. Add a lower one, lower min_updates, or choose a harder task."
         )
 
@@ -142,9 +142,9 @@ class Breeder:
         raise AssertionError("reinforcement ends only by its stop rule")
 
     def siblings(
-        self, ancestor: Checkpoint, learning_rate: float, max_updates: int, *purpose: object
+        self, ancestor: Checkpoint, learning_rate: float, max_updates: float, *purpose: object
     ) -> Iterator[tuple[int, Policy]]:
-        """Yields (updates since the ancestor, policy) of a branch with goals and draws of its own."""
+        """Yields (updates since the ancestor, policy) of a branch with draws of its own, named by `purpose`."""
         policy = self.restore(ancestor)
         for version in self._reinforce(policy, ancestor.version, learning_rate, *purpose):
             yield version - ancestor.version, policy

@@ -28,7 +28,8 @@ class SweepSpec(Spec):
     baselines: names or .py files. control: the baseline that leaves the start policy as it is.
     reference: the baseline that the verdicts compare with.
     tuned: file of presets/tuned with each baseline's learning rate and settings.
-    grid: per baseline, lists of learning_rate and settings; every combination is a run. Overrides `tuned`.
+    grid: per baseline, tables of learning_rate and settings, each a list of values; a table stands for every
+        combination of its values. Overrides `tuned`.
     """
 
     name: str
@@ -43,7 +44,7 @@ class SweepSpec(Spec):
     reference: str
     data_format: Literal["hdf5", "arrow"] = "arrow"
     tuned: str | None = None
-    grid: dict[str, dict[str, tuple[float | str, ...]]] = {}
+    grid: dict[str, tuple[dict[str, tuple[float | str, ...]], ...]] = {}
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
@@ -138,7 +139,9 @@ def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
             raise ConfigError(f"The {role} '{name}' is not among the sweep's baselines: {', '.join(sorted(names))}.")
     updating = {arm.baseline.name: arm.baseline.declaration.updates_policy for arm in all_arms}
     if updating[spec.control]:
-        raise ConfigError(f"The control '{spec.control}' updates the policy. Choose one that declares updates_policy=False.")
+        raise ConfigError(
+            f"The control '{spec.control}' updates the policy. Choose one that declares updates_policy=False."
+        )
     return all_arms
 
 
@@ -160,9 +163,9 @@ def arms(spec: SweepSpec) -> Iterator[Arm]:
 
 def _settings(spec: SweepSpec, name: str, tuned: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     if name in spec.grid:
-        keys = list(spec.grid[name])
-        for values in itertools.product(*spec.grid[name].values()):
-            yield dict(zip(keys, values, strict=True))
+        for table in spec.grid[name]:
+            for values in itertools.product(*table.values()):
+                yield dict(zip(table, values, strict=True))
     else:
         yield dict(tuned.get(name, {}))
 
@@ -171,7 +174,7 @@ def _load_tuned(name: str) -> dict[str, dict[str, Any]]:
     paths = {path.stem: path for path in (PRESETS_DIR / "tuned").glob("*.toml")}
     if name not in paths:
         raise unknown_name("tuned preset", name, paths)
-    tables: dict[str, dict[str, Any]] = read_toml(paths[name])["settings"]
+    tables: dict[str, dict[str, Any]] = read_toml(paths[name]).get("settings", {})
     return tables
 
 
@@ -221,7 +224,9 @@ def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
     for level in spec.levels:
         if level not in card.levels:
             raise unknown_name(f"level of dataset '{source.name}'", level, card.levels)
-        steps = sum(shard.num_steps for shard in card.shards if shard.level == level and shard.format == spec.data_format)
+        steps = sum(
+            shard.num_steps for shard in card.shards if shard.level == level and shard.format == spec.data_format
+        )
         if steps == 0:
             formats = sorted({shard.format for shard in card.shards})
             raise ConfigError(
@@ -232,8 +237,8 @@ def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
             wanted = steps_for(spec.train, ratio)
             if wanted > steps:
                 raise ConfigError(
-                    f"Dataset '{source.name}', lineage {card.lineage}, level '{level}' holds {steps} steps; replay ratio "
-                    f"{ratio:g} with {spec.train.updates} updates of {spec.train.batch_size} needs {wanted}. "
+                    f"Dataset '{source.name}', lineage {card.lineage}, level '{level}' holds {steps} steps; replay "
+                    f"ratio {ratio:g} with {spec.train.updates} updates of {spec.train.batch_size} needs {wanted}. "
                     "Log more episodes, or raise the replay ratio."
                 )
 

@@ -62,7 +62,13 @@ def _measure(spec: SweepSpec, source: Source) -> tuple[float, float]:
         kind, sizes = source.recipe.policy.kind, source.recipe.policy.settings
     else:
         card = read_card(lineage_folder(source.folder, spec.lineages[0]))
-        suite, settings, task, kind, sizes = card.suite, card.suite_settings, card.task, card.policy, card.policy_settings
+        suite, settings, task, kind, sizes = (
+            card.suite,
+            card.suite_settings,
+            card.task,
+            card.policy,
+            card.policy_settings,
+        )
     world = open_world(suite, settings, task)
     policy = make_policy(kind, world.suite.policy_settings(task) | dict(sizes), torch_generator("price"))
     evaluation = EvaluateSettings(episodes=EPISODES, max_steps=spec.evaluate.max_steps)

@@ -130,11 +130,16 @@ def recipe_paths() -> dict[str, Path]:
 
 
 def load_recipe(name_or_path: str) -> Recipe:
-    """Reads a recipe by name or by the path of a .toml file.
+    """Reads a recipe by name or by the path of a .toml file; `extends` names another whose values it overrides.
 
     Raises:
         ConfigError: It does not exist, is no TOML, or a key is wrong.
     """
+    path = _recipe_path(name_or_path)
+    return validate(Recipe, _read_extending(path, ()), path.name)
+
+
+def _recipe_path(name_or_path: str) -> Path:
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
@@ -144,7 +149,24 @@ def load_recipe(name_or_path: str) -> Recipe:
         if name_or_path not in paths:
             raise unknown_name("dataset", name_or_path, paths)
         path = paths[name_or_path]
-    return validate(Recipe, read_toml(path), path.name)
+    return path
+
+
+def _read_extending(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError(f"{path.name}: extends itself through {', '.join(item.name for item in seen)}.")
+    values = read_toml(path)
+    base = values.pop("extends", None)
+    return values if base is None else _merge(_read_extending(_recipe_path(base), (*seen, path)), values)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Returns base with the values of `over`, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
 
 
 def read_toml(path: Path) -> dict[str, Any]:

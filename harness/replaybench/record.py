@@ -44,7 +44,7 @@ class SweepFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "w", encoding="utf-8")
+            file = (self.path / ".lock").open("w", encoding="utf-8")
         except OSError as error:
             raise write_error(self.path, error) from error
         with file:
@@ -157,7 +157,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Remove the run's folder and run the sweep again.") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}). Remove the run's folder and run the sweep again."
+        ) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds no JSON object. Remove the run's folder and run the sweep again.")
     return value
@@ -173,4 +175,9 @@ def host_facts() -> dict[str, Any]:
     """Returns what identifies the machine loosely enough to publish."""
     import platform
 
-    return {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version(), "cores": os.cpu_count()}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+    }

@@ -1,5 +1,10 @@
 from typing import NamedTuple
+
+
 class Built(NamedTuple):
     verdict_text: str
     index: str
-def build_report(folder): return Built('','')
+
+
+def build_report(folder):
+    return Built("", "")

@@ -41,9 +41,7 @@ class Outcome(NamedTuple):
     remaining: int
 
 
-def make_data(
-    sources: Sequence[Source], lineages: Sequence[int], workers: int, command: str, listen: Listener
-) -> None:
+def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, command: str, listen: Listener) -> None:
     """Makes every missing lineage of recipes; folders made elsewhere must be complete.
 
     Raises:
@@ -57,9 +55,16 @@ def make_data(
             if (folder / FILE_NAME).exists():
                 _check_recipe(source, folder)
             elif source.recipe is None:
-                raise DataError(f"{folder}: there is no log of lineage {lineage}. Write it there, or leave the lineage out.")
+                raise DataError(
+                    f"{folder}: there is no log of lineage {lineage}. Write it there, or leave the lineage out."
+                )
             else:
-                payload = {"recipe": source.recipe.model_dump(), "lineage": lineage, "folder": str(folder), "command": command}
+                payload = {
+                    "recipe": source.recipe.model_dump(),
+                    "lineage": lineage,
+                    "folder": str(folder),
+                    "command": command,
+                }
                 jobs.append(Job(f"{source.name} lineage {lineage}", json.dumps(payload)))
     failures = []
     for number, done in enumerate(run_jobs(_make_lineage_job, jobs, workers), start=1):

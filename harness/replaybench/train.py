@@ -56,7 +56,9 @@ def learn(spec: RunSpec, policy: Policy, replay: Replay, world: World, rows: Row
     learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings)
     stream = (log_stream(spec), "minibatches")
     learner.refresh_advantages()
-    warmup = minibatches(replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value"))
+    warmup = minibatches(
+        replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value")
+    )
     for update, index in enumerate(warmup):
         if update % settings.advantage.recompute_every == 0:
             learner.refresh_advantages()
@@ -120,4 +122,3 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-

@@ -74,7 +74,7 @@ _FLAWS = [
         "dataset, task, lineage, baseline and seed must be given.",
     ),
     (
-        _IS_CONTROL != pl.col("replay_ratio").is_null(),
+        pl.col("replay_ratio").is_null() != _IS_CONTROL,
         "level and replay_ratio must both be null (a control) or both be given.",
     ),
     (

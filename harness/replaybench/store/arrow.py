@@ -53,9 +53,12 @@ def write_episodes(path: Path | str, episodes: Sequence[Episode]) -> None:
         else:
             columns.append(_list_array([getattr(episode, field.name) for episode in episodes], field.type))
     batch = pa.record_batch(columns, schema=schema)
-    with atomic_write(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_stream(sink, schema) as writer:
-            writer.write_batch(batch)
+    with (
+        atomic_write(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        writer.write_batch(batch)
 
 
 def _schema(layout: Layout) -> "pa.Schema":

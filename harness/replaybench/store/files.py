@@ -35,7 +35,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
@@ -65,7 +65,7 @@ def sha256_file(path: Path | str) -> str:
     Raises:
         DataError: The file is missing or cannot be read.
     """
-    with reading(Path(path)), open(path, "rb") as file:
+    with reading(Path(path)), Path(path).open("rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)

@@ -75,7 +75,8 @@ class MetaWorldEnvironment:
         self._env: Any = made.unwrapped
         self._task = task
         self._suite = suite
-        self._expert: Any = ENV_POLICY_MAP[task]()
+        experts: dict[str, Any] = dict(ENV_POLICY_MAP)
+        self._expert = experts[task]()
         self._centres = -1.0 + (2.0 * np.arange(suite.num_bins) + 1.0) / suite.num_bins
         self._observation: NDArray[np.float64] = np.zeros(OBSERVATION_SIZE)
 

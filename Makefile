@@ -1,0 +1,47 @@
+# make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
+# make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
+PYTHON  ?= python3.11
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+PRESET  ?= default
+OUT     ?= reports/$(PRESET)
+WORKERS ?= $(shell nproc)
+EXTRAS  := dev
+export OMP_NUM_THREADS := 1
+
+.PHONY: setup sweep tune test test-all check format clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+sweep: $(STAMP)
+	$(BIN)/replaybench sweep run $(PRESET) --out $(OUT) --workers $(WORKERS)
+
+tune: $(STAMP)
+	$(BIN)/replaybench sweep run tune --out reports/tune --workers $(WORKERS)
+	$(BIN)/replaybench sweep choose reports/tune --write harness/replaybench/presets/tuned/default.toml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check harness baselines tests docs
+	$(BIN)/ruff check harness baselines tests docs
+	$(BIN)/mypy harness/replaybench baselines
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/unit tests/contract
+
+format: $(STAMP)
+	$(BIN)/ruff format harness baselines tests docs
+	$(BIN)/ruff check --fix harness baselines tests docs
+
+clean:
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache
