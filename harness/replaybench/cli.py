@@ -42,6 +42,10 @@ OwnBaselines = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--baseline", help="A further baseline: a name or your own .py file. Repeatable."),
 ]
+OwnDatasets = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--dataset", help="Sweep this recipe, recipe file or folder of logs instead. Repeatable."),
+]
 DATA_DIR = Path("data")
 
 
@@ -277,7 +281,13 @@ def sweep_ls(as_json: AsJson = False) -> None:
 
 
 @sweep_app.command("plan")
-def sweep_plan(name: str, baseline: OwnBaselines = None, as_json: AsJson = False) -> None:
+def sweep_plan(
+    name: str,
+    baseline: OwnBaselines = None,
+    dataset: OwnDatasets = None,
+    data: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
     """Show what a sweep would run and what it would cost on this machine, without running it.
 
     Example: replaybench sweep plan paper-stale
@@ -285,8 +295,8 @@ def sweep_plan(name: str, baseline: OwnBaselines = None, as_json: AsJson = False
     from replaybench.plan import check, load_sweep, sources
     from replaybench.price import price
 
-    spec = load_sweep(name, tuple(baseline or ()))
-    found = sources(spec, DATA_DIR)
+    spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
+    found = sources(spec, data)
     _emit(price(spec, found, check(spec, found)), as_json, f"Plan of {spec.name}")
     _next(f"Next: replaybench sweep run {name}")
 
@@ -296,6 +306,7 @@ def sweep_run(
     name: str,
     out: OutDir = None,
     baseline: OwnBaselines = None,
+    dataset: OwnDatasets = None,
     data: DataDir = DATA_DIR,
     only: Annotated[Optional[str], typer.Option(help="Only runs whose id contains this.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many runs.")] = None,  # noqa: UP045
@@ -309,7 +320,7 @@ def sweep_run(
     from replaybench.plan import load_sweep
     from replaybench.record import SweepFolder
 
-    spec = load_sweep(name, tuple(baseline or ()))
+    spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
     _sweep(spec, SweepFolder(out or Path("reports") / spec.name), data, only, limit, _workers(workers), report)
 
 

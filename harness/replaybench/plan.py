@@ -79,8 +79,10 @@ def preset_paths() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS_DIR.glob("*.toml"))}
 
 
-def load_sweep(name_or_path: str, extra_baselines: tuple[str, ...] = ()) -> SweepSpec:
-    """Reads a sweep by preset name or TOML path, with a user's own baselines added.
+def load_sweep(
+    name_or_path: str, extra_baselines: tuple[str, ...] = (), datasets: tuple[str, ...] = ()
+) -> SweepSpec:
+    """Reads a sweep by preset name or TOML path, with a user's own baselines added and other datasets, if given.
 
     Raises:
         ConfigError: It does not exist or a key is wrong.
@@ -96,6 +98,8 @@ def load_sweep(name_or_path: str, extra_baselines: tuple[str, ...] = ()) -> Swee
         path = presets[name_or_path]
     values = read_toml(path)
     values["baselines"] = [*values.get("baselines", []), *extra_baselines]
+    if datasets:
+        values["datasets"] = list(datasets)
     return validate(SweepSpec, values, path.name)
 
 

@@ -7,18 +7,19 @@ import numpy as np
 import torch
 
 from replaybench.baseline import load_baseline
-from replaybench.evaluate import evaluate, open_world
+from replaybench.evaluate import NUM_ENVIRONMENTS, World, evaluate, open_world
 from replaybench.learner import Learner
 from replaybench.lineage import CPU
 from replaybench.plan import Arm, Source, SweepSpec, count_runs, lineage_folder
-from replaybench.policy import make_policy
+from replaybench.policy import Policy, make_policy
 from replaybench.replay import minibatches, pack
 from replaybench.rollout import Acting, goal_plans, policy_actor, rollout
 from replaybench.seeding import numpy_generator, torch_generator
 from replaybench.spec import EvaluateSettings
 from replaybench.store.card import FILE_NAME, read_card
 
-EPISODES = 4
+# As many as act at once, so that the batch is as wide as in a run.
+EPISODES = NUM_ENVIRONMENTS
 UPDATES = 5
 
 
@@ -72,9 +73,8 @@ def _measure(spec: SweepSpec, source: Source) -> tuple[float, float]:
     world = open_world(suite, settings, task)
     policy = make_policy(kind, world.suite.policy_settings(task) | dict(sizes), torch_generator("price"))
     evaluation = EvaluateSettings(episodes=EPISODES, max_steps=spec.evaluate.max_steps)
-    started = time.perf_counter()
-    steps = evaluate(policy, world, evaluation, CPU, greedy=False).length.sum()
-    step_s = (time.perf_counter() - started) / steps
+    # The first call warms caches up.
+    step_s = min(_step_seconds(policy, world, evaluation) for _ in range(2))
     plans = goal_plans(world.suite, 0, EPISODES, "price")
     acting = Acting(max_steps=spec.evaluate.max_steps)
     replay = pack(rollout(policy_actor(policy, CPU), world.environments, plans, acting, world.labels("price")), CPU)
@@ -86,4 +86,10 @@ def _measure(spec: SweepSpec, source: Source) -> tuple[float, float]:
         started = time.perf_counter()
         learner.policy_step(index)
         durations.append(time.perf_counter() - started)
-    return float(np.median(durations)), float(step_s)
+    return float(np.median(durations)), step_s
+
+
+def _step_seconds(policy: Policy, world: World, evaluation: EvaluateSettings) -> float:
+    started = time.perf_counter()
+    steps = evaluate(policy, world, evaluation, CPU, greedy=False).length.sum()
+    return float((time.perf_counter() - started) / steps)
