@@ -9,13 +9,11 @@ whichever way its last bit fell; float32 does not resolve the difference.
 
 from dataclasses import dataclass
 
-import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
 from replaybench.baseline import Declaration, Items, Knob, with_gradient
-
-EDGE_TOLERANCE = 1e-9
+from replaybench.maths.surrogate import clip_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +34,5 @@ DECLARATION = Declaration(
 def surrogate(items: Items, config: Config) -> Tensor:
     """The smaller of the plain and the clipped ratio objective, each times the advantage."""
     advantage = items.advantage
-    low, high = 1 - config.epsilon, 1 + config.epsilon
-    ratio = items.log_ratio.detach().exp()
-    clipped = torch.where(advantage < 0, ratio.clamp(min=low), ratio.clamp(max=high))
-    is_inside = torch.where(advantage < 0, ratio >= low - EDGE_TOLERANCE, ratio <= high + EDGE_TOLERANCE)
-    # Autograd through min and clamp would halve the gradient at a tie and turn 0 * inf into NaN far outside.
-    score = torch.where(is_inside, ratio, 0.0) * advantage
-    return with_gradient(clipped * advantage, score, items.log_pi)
+    clipped = clip_ratio(items.log_ratio, advantage, low=1 - config.epsilon, high=1 + config.epsilon)
+    return with_gradient(clipped.value * advantage, clipped.coefficient * advantage, items.log_pi)

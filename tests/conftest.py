@@ -95,7 +95,7 @@ def cli(tmp_path: Path) -> Cli:
         command = [sys.executable, "-m", "replaybench", *map(str, arguments)]
         environment = {"PYTHONWARNINGS": "ignore", **os.environ, **options.pop("env", {})}
         return subprocess.run(
-            command, cwd=options.pop("cwd", tmp_path), env=environment, capture_output=True, text=True, timeout=300
+            command, cwd=options.pop("cwd", tmp_path), env=environment, capture_output=True, text=True, timeout=600
         )
 
     return run

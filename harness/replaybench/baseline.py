@@ -22,11 +22,20 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from replaybench.errors import ConfigError, ContractError, NumericalError, unknown_name
+from replaybench.maths.ratios import categorical_kl
 from replaybench.maths.shapes import check_shapes
 from replaybench.paths import BASELINES_DIR
 
 ENTRY_POINT_GROUP = "replaybench.baselines"
-Need = Literal["log_mu"]
+# What a surrogate may read beyond actions and advantages, and what to log or choose where it is lacking.
+NEEDS = {
+    "log_mu": "log each action token's log-probability when acting",
+    "mu_logits": "log the behaviour policy's logits (mu_logits)",
+    "log_prox": "nothing to log: the training loop recomputes the proximal policy's log-probabilities",
+    "lag_updates": "log behaviour_version, and use a level whose lag is known (not a matched one)",
+    "episodes": "log whole episodes in order",
+}
+Need = Literal["log_mu", "mu_logits", "log_prox", "lag_updates", "episodes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +47,70 @@ class Items:
         log_mu: [B, A] the same under the behaviour policy, as logged.
         advantage: [B, A] advantage of the decision, the same for all its items.
         mask: [B, A] bool, False where an item must not count.
+        logits: [B, T, K] the current policy's logits of the T action tokens; they carry a gradient too.
+        mu_logits: [B, T, K] the behaviour policy's, as logged.
+        log_prox: [B, A] log-probability under the proximal policy, a recent copy of the current one.
+        lag_updates: [B] optimiser updates between the behaviour policy and the current one.
+        episode: [B] number of the episode that a decision belongs to; whole episodes, in order.
+
+    A surrogate finds the last five only if its file declares that it needs them.
     """
 
     log_pi: Tensor
     log_mu: Tensor
     advantage: Tensor
     mask: Tensor
+    logits: Tensor | None = None
+    mu_logits: Tensor | None = None
+    log_prox: Tensor | None = None
+    lag_updates: Tensor | None = None
+    episode: Tensor | None = None
 
     @property
     def log_ratio(self) -> Tensor:
         """l = log pi - log mu, [B, A], with gradient."""
         return self.log_pi - self.log_mu
+
+    @property
+    def kl_behaviour(self) -> Tensor:
+        """Exact KL(mu||pi) of each item, [B, A], in nats, with gradient; summed over tokens at step granularity."""
+        return self._per_item(categorical_kl(self._mu_logits(), self._logits()))
+
+    @property
+    def kl_current(self) -> Tensor:
+        """Exact KL(pi||mu) of each item, [B, A], in nats, with gradient; summed over tokens at step granularity."""
+        return self._per_item(categorical_kl(self._logits(), self._mu_logits()))
+
+    def proximal(self) -> Tensor:
+        """Returns log_prox, which the file must have declared as a need."""
+        return _declared(self.log_prox, "log_prox")
+
+    def lag(self) -> Tensor:
+        """Returns lag_updates as a column, [B, 1], which the file must have declared as a need."""
+        return _declared(self.lag_updates, "lag_updates").unsqueeze(-1)
+
+    def over_episode(self, values: Tensor) -> Tensor:
+        """Returns the sum of [B, A] values over all valid items of each item's episode, [B, 1], with gradient."""
+        episode = _declared(self.episode, "episodes")
+        per_step = torch.where(self.mask, values, 0.0).sum(-1)
+        _, group = torch.unique(episode, return_inverse=True)
+        totals = torch.zeros(int(group.max()) + 1, dtype=values.dtype, device=values.device)
+        return totals.index_add(0, group, per_step)[group].unsqueeze(-1)
+
+    def _logits(self) -> Tensor:
+        return _declared(self.logits, "mu_logits")
+
+    def _mu_logits(self) -> Tensor:
+        return _declared(self.mu_logits, "mu_logits").to(self._logits().dtype)
+
+    def _per_item(self, per_token: Tensor) -> Tensor:
+        return per_token if per_token.shape == self.log_pi.shape else per_token.sum(-1, keepdim=True)
+
+
+def _declared(column: Tensor | None, need: str) -> Tensor:
+    if column is None:
+        raise ContractError(f"The surrogate reads '{need}'; its file must name it in DECLARATION.needs.")
+    return column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +140,7 @@ class Declaration:
         knob: The bias-variance knob, or None.
         acts_at_zero_advantage: The policy gradient is not zero where the advantage is.
         batch_statistics: The surrogate of an item depends on the other items of the batch.
+        discrete_only: The surrogate reads exp(log_pi) as a probability, which a density is not.
         updates_policy: False for the control that leaves the policy as it is.
     """
 
@@ -88,12 +151,17 @@ class Declaration:
     knob: Knob | None = None
     acts_at_zero_advantage: bool = False
     batch_statistics: bool = False
+    discrete_only: bool = False
     updates_policy: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """A loaded baseline file."""
+    """A loaded baseline file.
+
+    Two outer controls are optional functions of the file: learning_rate_scale(items, config) multiplies the policy's
+    learning rate in each update; sampling_weight(lag_updates, config) weighs decisions when minibatches are drawn.
+    """
 
     name: str
     path: Path
@@ -102,6 +170,8 @@ class Baseline:
     config_type: type[Any]
     surrogate: Callable[[Items, Any], Tensor]
     declaration: Declaration
+    learning_rate_scale: Callable[[Items, Any], float] | None = None
+    sampling_weight: Callable[[Tensor, Any], Tensor] | None = None
 
     def config(self, settings: Mapping[str, object] | None = None) -> Any:
         """Returns the Config with `settings` over its defaults.
@@ -137,10 +207,14 @@ class Baseline:
 
 
 class SurrogateValue(NamedTuple):
-    """Per-item surrogate J and score coefficient h = dJ/d log pi, both [B, A], detached, 0 where masked."""
+    """Per-item surrogate J and score coefficient h = dJ/d log pi, both [B, A], detached, 0 where masked.
+
+    logits_score is dJ/d logits beyond that through log pi, [B, T, K], of a surrogate that reads the distribution.
+    """
 
     surrogate: Tensor
     score: Tensor
+    logits_score: Tensor | None = None
 
 
 def evaluate_surrogate(baseline: Baseline, config: Any, items: Items) -> SurrogateValue:
@@ -163,8 +237,17 @@ def evaluate_surrogate(baseline: Baseline, config: Any, items: Items) -> Surroga
     # Both sides are replaced: a masked log_mu may be NaN or infinite, and then so would be its log-ratio.
     log_mu = torch.where(items.mask, items.log_mu.detach(), 0.0)
     log_pi = torch.where(items.mask, items.log_pi.detach(), 0.0).requires_grad_()
-    advantage = torch.where(items.mask, items.advantage.detach(), 0.0)
-    surrogate = baseline.surrogate(replace(items, log_pi=log_pi, log_mu=log_mu, advantage=advantage), config)
+    seen = replace(
+        items,
+        log_pi=log_pi,
+        log_mu=log_mu,
+        advantage=torch.where(items.mask, items.advantage.detach(), 0.0),
+        log_prox=_masked(items.log_prox, items.mask),
+        logits=_masked(items.logits, items.mask.unsqueeze(-1)),
+        mu_logits=_masked(items.mu_logits, items.mask.unsqueeze(-1)),
+    )
+    leaves = [log_pi] if seen.logits is None else [log_pi, seen.logits.requires_grad_()]
+    surrogate = baseline.surrogate(seen, config)
     if surrogate.shape != log_pi.shape:
         raise ContractError(
             f"Baseline '{baseline.name}' returned shape {tuple(surrogate.shape)}, expected one value an item, "
@@ -175,9 +258,20 @@ def evaluate_surrogate(baseline: Baseline, config: Any, items: Items) -> Surroga
             f"Baseline '{baseline.name}': the surrogate does not depend on log_pi. State a constant one as "
             "with_gradient(value, score, items.log_pi)."
         )
-    (score,) = torch.autograd.grad(surrogate.sum(), log_pi)
+    score, *rest = torch.autograd.grad(surrogate.sum(), leaves, allow_unused=True)
+    score = torch.zeros_like(log_pi) if score is None else score
     _check_finite(baseline, items, surrogate, score)
-    return SurrogateValue(torch.where(items.mask, surrogate.detach(), 0.0), torch.where(items.mask, score, 0.0))
+    logits_score = rest[0] if rest else None
+    if logits_score is not None and not torch.isfinite(logits_score).all():
+        raise NumericalError(f"Baseline '{baseline.name}': the gradient by the logits is not finite. Use fresher data.")
+    return SurrogateValue(
+        torch.where(items.mask, surrogate.detach(), 0.0), torch.where(items.mask, score, 0.0), logits_score
+    )
+
+
+def _masked(values: Tensor | None, mask: Tensor) -> Tensor | None:
+    """Returns detached values with 0 where masked; zero logits are the uniform distribution on both sides."""
+    return None if values is None else torch.where(mask, values.detach(), 0.0)
 
 
 def _check_finite(baseline: Baseline, items: Items, surrogate: Tensor, score: Tensor) -> None:
@@ -191,8 +285,12 @@ def _check_finite(baseline: Baseline, items: Items, surrogate: Tensor, score: Te
         )
 
 
-def gradient_coefficient(baseline: Baseline, config: Any, log_ratio: Tensor, advantage: float) -> Tensor:
+def gradient_coefficient(
+    baseline: Baseline, config: Any, log_ratio: Tensor, advantage: float, *, log_mu: float = 0.0
+) -> Tensor:
     """Returns c(l, A) = h / A at each log-ratio, [N], each item alone in its batch.
+
+    A `discrete_only` baseline reads more than the log-ratio: give it a log_mu for which log_mu + l stays below 0.
 
     Raises:
         ConfigError: The advantage is 0, where c is not defined.
@@ -203,8 +301,8 @@ def gradient_coefficient(baseline: Baseline, config: Any, log_ratio: Tensor, adv
     scores = []
     for value in log_ratio.reshape(-1, 1, 1):
         items = Items(
-            log_pi=value,
-            log_mu=torch.zeros_like(value),
+            log_pi=value + log_mu,
+            log_mu=torch.full_like(value, log_mu),
             advantage=torch.full_like(value, advantage),
             mask=torch.ones_like(value, dtype=torch.bool),
         )
@@ -277,6 +375,8 @@ def _load_file(path: Path, source: bytes) -> Baseline:
         config_type=module.Config,
         surrogate=module.surrogate,
         declaration=declaration,
+        learning_rate_scale=getattr(module, "learning_rate_scale", None),
+        sampling_weight=getattr(module, "sampling_weight", None),
     )
 
 
@@ -311,5 +411,6 @@ def describe(baseline: Baseline) -> dict[str, Any]:
         "granularity": ["token", "step"],
         "needs": list(declaration.needs),
         "bounded": baseline.is_bounded(baseline.config()),
+        "discrete_only": declaration.discrete_only,
         "knob": knob.field if knob else None,
     }

@@ -48,11 +48,14 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    job = waiting.pop()
-                    attempts[job.name] += 1
+                    # Taken off the list once it is submitted: a pool that has just broken refuses it.
+                    job = waiting[-1]
                     running[pool.submit(_guarded, work, job.payload)] = job
+                    attempts[job.name] += 1
+                    waiting.pop()
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
+                # Results first, so that the death of one worker does not throw away what another has finished.
+                for future in sorted(finished, key=lambda future: future.exception() is not None):
                     result, error = future.result()
                     yield Done(running.pop(future), result, error)
         except BrokenProcessPool:

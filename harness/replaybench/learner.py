@@ -3,6 +3,7 @@
 Shape letters: B decisions, A action tokens (items of a decision), K bins.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from replaybench.errors import ConfigError, NumericalError
 from replaybench.maths.advantages import Advantages, gae, vtrace
 from replaybench.maths.ratios import categorical_kl, token_log_prob
 from replaybench.policy import Policy
-from replaybench.replay import Replay
+from replaybench.replay import Replay, episode_minibatches, minibatches, weighted_minibatches
 from replaybench.spec import AdvantageSettings, TrainSettings
 
 CHUNK = 8192
@@ -38,10 +39,17 @@ class Learner:
         baseline: The off-policy correction with its `config`.
         replay: The logged decisions.
         settings: Shared training settings.
+        start_version: Optimiser steps that had changed the policy before, from which lags are counted.
     """
 
     def __init__(
-        self, policy: Policy, baseline: Baseline, config: Any, replay: Replay, settings: TrainSettings
+        self,
+        policy: Policy,
+        baseline: Baseline,
+        config: Any,
+        replay: Replay,
+        settings: TrainSettings,
+        start_version: int = 0,
     ) -> None:
         if settings.kl_coefficient > 0 and replay.mu_logits is None:
             raise ConfigError(
@@ -49,6 +57,8 @@ class Learner:
             )
         self.policy, self.baseline, self.config = policy, baseline, config
         self.replay, self.settings = replay, settings
+        self.start_version = start_version
+        self.num_updates = 0
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": policy.policy_parameters(), "lr": settings.learning_rate},
@@ -58,11 +68,23 @@ class Learner:
         )
 
     def refresh_advantages(self) -> None:
-        """Estimates advantages and value targets with the present value function."""
+        """Estimates advantages and value targets with the present value function, and renews the proximal policy."""
         estimated = estimate_advantages(self.policy, self.replay, self.settings.advantage)
         device = self.replay.log_mu.device
+        if "log_prox" in self.baseline.declaration.needs:
+            self.log_prox = log_pi_of_log(self.policy, self.replay)
         self.advantage = torch.from_numpy(estimated.advantage).float().to(device)
         self.value_target = torch.from_numpy(estimated.value_target).float().to(device)
+
+    def batches(self, updates: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Yields the minibatches that the baseline asks for: shuffled, weighted by lag, or of whole episodes."""
+        replay, batch_size = self.replay, self.settings.batch_size
+        if "episodes" in self.baseline.declaration.needs:
+            return episode_minibatches(replay.ends, batch_size, updates, rng)
+        if self.baseline.sampling_weight is not None:
+            weight = self.baseline.sampling_weight(lags(replay, self.start_version), self.config)
+            return weighted_minibatches(weight, batch_size, updates, rng)
+        return minibatches(replay.num_steps, batch_size, updates, rng)
 
     def value_step(self, index: Tensor) -> float:
         """Fits the value head alone on one minibatch; returns the loss."""
@@ -81,11 +103,13 @@ class Learner:
         replay, settings = self.replay, self.settings
         output = self.policy(self._observations(index))
         log_pi_BA = token_log_prob(output.logits_BAK, replay.action_tokens[index])
-        items = make_items(log_pi_BA, replay.log_mu[index], self._advantage(index), settings.granularity)
+        items = self._items(index, log_pi_BA, output.logits_BAK)
         value = evaluate_surrogate(self.baseline, self.config, items)
         num_items = items.mask.sum()
         # The policy gradient in its normal form: the score is a constant, log pi carries the gradient.
         policy_loss = -(value.score * items.log_pi).sum() / num_items
+        if value.logits_score is not None:
+            policy_loss = policy_loss - (value.logits_score * output.logits_BAK).sum() / num_items
         value_loss = 0.5 * (output.value_B - self.value_target[index]).square().mean()
         loss = policy_loss + value_loss
         if settings.kl_coefficient > 0 and replay.mu_logits is not None:
@@ -99,13 +123,39 @@ class Learner:
                 f"Loss {float(loss.detach()):.3g} or gradient norm {float(grad_norm):.3g} is not finite. "
                 "Lower the learning rate or use a bounded baseline."
             )
+        if self.baseline.learning_rate_scale is not None:
+            scale = self.baseline.learning_rate_scale(items, self.config)
+            self.optimiser.param_groups[0]["lr"] = scale * settings.learning_rate
         self.optimiser.step()
+        self.num_updates += 1
         return Step(
             items=items,
             value=value,
             grad_norm=float(grad_norm),
             policy_loss=-float(value.surrogate.sum() / num_items),
             value_loss=float(value_loss.detach()),
+        )
+
+    def _items(self, index: Tensor, log_pi_BA: Tensor, logits_BAK: Tensor) -> Items:
+        """Returns the items of a batch: one an action token, or one a step with the joint log-probability."""
+        replay, needs = self.replay, self.baseline.declaration.needs
+        is_joint = self.settings.granularity == "step"
+
+        def per_item(log_p_BA: Tensor) -> Tensor:
+            return log_p_BA.sum(-1, keepdim=True) if is_joint else log_p_BA
+
+        log_pi = per_item(log_pi_BA)
+        mu_logits = replay.mu_logits if "mu_logits" in needs else None
+        return Items(
+            log_pi=log_pi,
+            log_mu=per_item(replay.log_mu[index]),
+            advantage=self._advantage(index).unsqueeze(-1).expand_as(log_pi),
+            mask=torch.ones_like(log_pi, dtype=torch.bool),
+            logits=logits_BAK if mu_logits is not None else None,
+            mu_logits=mu_logits[index].float() if mu_logits is not None else None,
+            log_prox=per_item(self.log_prox[index]) if "log_prox" in needs else None,
+            lag_updates=lags(replay, self.start_version)[index] + self.num_updates if "lag_updates" in needs else None,
+            episode=replay.episode[index] if "episodes" in needs else None,
         )
 
     def _observations(self, index: Tensor) -> Tensor:
@@ -118,16 +168,9 @@ class Learner:
         return advantage_B
 
 
-def make_items(log_pi_BA: Tensor, log_mu_BA: Tensor, advantage_B: Tensor, granularity: str) -> Items:
-    """Returns the items of a batch: one an action token, or one a step with the joint log-probability."""
-    if granularity == "step":
-        log_pi_BA, log_mu_BA = log_pi_BA.sum(-1, keepdim=True), log_mu_BA.sum(-1, keepdim=True)
-    return Items(
-        log_pi=log_pi_BA,
-        log_mu=log_mu_BA,
-        advantage=advantage_B.unsqueeze(-1).expand_as(log_pi_BA),
-        mask=torch.ones_like(log_pi_BA, dtype=torch.bool),
-    )
+def lags(replay: Replay, start_version: int) -> Tensor:
+    """Returns start version - behaviour version of each decision, [N]."""
+    return torch.from_numpy(start_version - replay.behaviour_version).to(replay.log_mu.device)
 
 
 def estimate_advantages(policy: Policy, replay: Replay, settings: AdvantageSettings) -> Advantages:

@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
-from replaybench.baseline import Baseline, config_record, load_baseline
+from replaybench.baseline import NEEDS, Baseline, config_record, load_baseline
 from replaybench.errors import ConfigError, unknown_name
 from replaybench.paths import PRESETS_DIR
 from replaybench.recipe import Recipe, load_recipe, read_toml
 from replaybench.spec import EvaluateSettings, RunSpec, Spec, TrainSettings, validate
-from replaybench.store import Card, card_digest, read_card
+from replaybench.store import Card, card_digest, open_log, read_card
 from replaybench.train import steps_for
 
 LEARNING_RATE = "learning_rate"
@@ -79,9 +79,7 @@ def preset_paths() -> dict[str, Path]:
     return {path.stem: path for path in sorted(PRESETS_DIR.glob("*.toml"))}
 
 
-def load_sweep(
-    name_or_path: str, extra_baselines: tuple[str, ...] = (), datasets: tuple[str, ...] = ()
-) -> SweepSpec:
+def load_sweep(name_or_path: str, extra_baselines: tuple[str, ...] = (), datasets: tuple[str, ...] = ()) -> SweepSpec:
     """Reads a sweep by preset name or TOML path, with a user's own baselines added and other datasets, if given.
 
     Raises:
@@ -196,6 +194,8 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
         digest = card_digest(folder)
         _check_levels(spec, source, card)
         for arm in all_arms:
+            _check_needs(arm.baseline, source.name, folder, card, spec)
+        for arm in all_arms:
             cells: list[tuple[str | None, float | None, int]]
             if arm.baseline.declaration.updates_policy:
                 cells = list(itertools.product(spec.levels, spec.replay_ratios, spec.seeds))
@@ -245,6 +245,22 @@ def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
                     f"ratio {ratio:g} with {spec.train.updates} updates of {spec.train.batch_size} needs {wanted}. "
                     "Log more episodes, or raise the replay ratio."
                 )
+
+
+def _check_needs(baseline: Baseline, dataset: str, folder: Path, card: Card, spec: SweepSpec) -> None:
+    """Refuses a baseline that reads what the logs lack."""
+    needs = baseline.declaration.needs
+    lacking = []
+    if "mu_logits" in needs and not open_log(folder).has_mu_logits(spec.levels, spec.data_format):
+        lacking.append("mu_logits")
+    reads_lag = "lag_updates" in needs or baseline.sampling_weight is not None
+    if reads_lag and any(card.levels[level].lag_updates is None for level in spec.levels):
+        lacking.append("lag_updates")
+    for need in lacking:
+        raise ConfigError(
+            f"Baseline '{baseline.name}' needs {need}, which dataset '{dataset}', lineage {card.lineage} lacks at some "
+            f"of the levels {', '.join(spec.levels)}: {NEEDS[need]}; or leave the baseline out."
+        )
 
 
 def count_runs(spec: SweepSpec, all_arms: list[Arm]) -> int:

@@ -15,8 +15,12 @@ import matplotlib
 import polars as pl
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from replaybench.analysis.compare import POOLED, UNRESOLVED
 
@@ -103,13 +107,13 @@ def styles(baseline_of_label: Mapping[str, str], known: Sequence[str], control: 
             COLOURS[number % len(COLOURS)], MARKERS[(number + arm) % len(MARKERS)], LINES[arm % len(LINES)]
         )
     if control in found:
-        found[control] = Style(GREY, "|", "--")
+        found[control] = Style(GREY, "d", "--")
     return found
 
 
 def panels(rows: int, columns: int, *, width: float, height: float, share_x: Any = False, share_y: Any = False) -> Any:
     """Returns a Figure and its [rows, columns] array of Axes, each `width` x `height` inches."""
-    figure = Figure(figsize=(max(width * columns, 6.0), height * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(max(width * columns, 7.5), height * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
     return figure, axes
 
@@ -145,8 +149,9 @@ def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     trained = table.filter(pl.col("baseline") != look.control)
     labels = [label for label in look.styles if label in set(trained["baseline"])]
     for number, label in enumerate(labels):
-        shift = 0.76 * ((number + 0.5) / len(labels) - 0.5)
-        _draw_arm(axes, trained.filter(pl.col("baseline") == label), look, look.styles[label], shift)
+        slot = 0.8 / len(labels)
+        shift = slot * (number + 0.35) - 0.4
+        _draw_arm(axes, trained.filter(pl.col("baseline") == label), look, look.styles[label], (shift, slot / 3))
     for boundary in range(1, len(look.levels)):
         axes.axvline(boundary - 0.5, color="#d0d0d0", linewidth=0.8)
     _level_axis(axes, look)
@@ -164,11 +169,17 @@ def _control_band(axes: Axes, control: pl.DataFrame) -> None:
             axes.axhspan(row["low"], row["high"], color=GREY, alpha=0.13, linewidth=0, zorder=0)
 
 
-def _draw_arm(axes: Axes, table: pl.DataFrame, look: Look, style: Style, shift: float) -> None:
-    place = {level: number + shift for number, level in enumerate(look.levels)}
+def _draw_arm(axes: Axes, table: pl.DataFrame, look: Look, style: Style, shifts: tuple[float, float]) -> None:
+    """Draws the means at the first shift from the level's tick, the dots the second one further right."""
+    place = {level: number + shifts[0] for number, level in enumerate(look.levels)}
     dots = table.filter(pl.col("kind") == LINEAGE_DOT).drop_nulls("value")
     axes.scatter(
-        [place[level] for level in dots["level"]], dots["value"], s=7, color=style.colour, alpha=0.45, linewidths=0
+        [place[level] + shifts[1] for level in dots["level"]],
+        dots["value"],
+        s=9,
+        color=style.colour,
+        alpha=0.5,
+        linewidths=0,
     )
     means = table.filter((pl.col("kind") == MEAN) & pl.col("value").is_not_null())
     for row in means.iter_rows(named=True):
@@ -222,7 +233,7 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, style: St
     axes.plot(
         [row["estimate"]],
         [place],
-        marker="o" if style.marker == "|" else style.marker,
+        marker=style.marker,
         markersize=6.5 if is_pooled else 3.8,
         color=style.colour,
         markerfacecolor=style.colour if is_resolved else "white",
@@ -236,18 +247,29 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     Args:
         table: baseline, kind, update, value, low, high.
     """
-    for label, style in look.styles.items():
-        arm = table.filter(pl.col("baseline") == label)
+    arms = table.partition_by("baseline", as_dict=True)
+    for number, (label, style) in enumerate(look.styles.items()):
+        arm = arms.get((label,), table.clear())
         means = arm.filter(pl.col("kind") == MEAN).sort("update")
         if means.is_empty():
             continue
-        axes.plot(means["update"], means["value"], color=style.colour, linestyle=style.line, linewidth=1.4)
+        axes.plot(
+            means["update"],
+            means["value"],
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=1.4,
+            marker=style.marker,
+            markersize=4,
+            # Staggered, so that curves that coincide can still be told apart.
+            markevery=(number % len(means), max(1, len(look.styles))),
+        )
         bounded = means.drop_nulls("low")
         axes.fill_between(
             bounded["update"], bounded["low"], bounded["high"], color=style.colour, alpha=0.1, linewidth=0
         )
         dots = arm.filter((pl.col("kind") == LINEAGE_DOT) & (pl.col("update") == means["update"].max()))
-        axes.scatter(dots["update"], dots["value"], s=6, color=style.colour, alpha=0.6, linewidths=0, clip_on=False)
+        axes.plot(dots["update"], dots["value"], ".", color=style.colour, markersize=3.5, alpha=0.6, clip_on=False)
     axes.margins(x=0.03)
     return axes
 
@@ -264,7 +286,7 @@ def zoom_to_values(axes: Sequence[Axes], table: pl.DataFrame) -> None:
 
 
 def distances(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
-    """Draws the distance to the start policy against that to the behaviour policy, on log axes where positive.
+    """Draws the distance to the start policy against that to the behaviour policy, as points.
 
     Args:
         table: baseline, kind, end_kl_start, end_kl_k3_behaviour.
@@ -275,25 +297,28 @@ def distances(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         dots = arm.filter(pl.col("kind") == LINEAGE_DOT)
         axes.scatter(dots[x], dots[y], s=8, color=style.colour, alpha=0.45, linewidths=0)
         means = arm.filter(pl.col("kind") == MEAN)
+        # A control makes no updates and so has no distance.
+        if means.is_empty():
+            continue
         axes.scatter(
             means[x], means[y], s=42, color=style.colour, marker=style.marker, edgecolors="white", linewidths=0.5
         )
     return axes
 
 
-def log_or_symlog(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str) -> None:
-    """Sets both scales to log, or to symlog with the smallest positive value as its threshold where a value is not."""
+def log_where_positive(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str) -> None:
+    """Sets log scales where every value of a column is positive; ticks are plain numbers at 1, 2 and 5."""
     for name, column in (("x", x), ("y", y)):
         values = table[column].drop_nulls()
-        positive = values.filter(values > 0)
-        if positive.is_empty():
+        if values.is_empty() or not (values > 0).all():
             continue
-        smallest = float(positive.min())  # type: ignore[arg-type]
         for one in axes:
-            if len(positive) == len(values):
-                one.set(**{f"{name}scale": "log"})
-            else:
-                getattr(one, f"set_{name}scale")("symlog", linthresh=smallest)
+            one.set(**{f"{name}scale": "log"})
+            axis = one.xaxis if name == "x" else one.yaxis
+            wide = float(values.max()) > 100 * float(values.min())  # type: ignore[arg-type]
+            axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def weight_curves(axes: Axes, table: pl.DataFrame, look: Look, bottom: float, top: float) -> Axes:
@@ -328,14 +353,13 @@ def bias_variance(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     """
     for label, style in look.styles.items():
         rows = table.filter(pl.col("baseline") == label)
-        marker = "X" if style.marker == "|" else style.marker
         axes.plot(rows["bias2"], rows["variance"], color=style.colour, linewidth=0.9, alpha=0.6)
         for row in rows.iter_rows(named=True):
             face = style.colour if row["is_frontier"] else "white"
             axes.plot(
                 [row["bias2"]],
                 [row["variance"]],
-                marker=marker,
+                marker=style.marker,
                 markersize=6,
                 color=style.colour,
                 markerfacecolor=face,
@@ -398,20 +422,21 @@ def render(figure: Figure, name: str) -> Rendered:
     Args:
         name: Prefix of the SVG's ids, which must differ between the figures of a page.
     """
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+    # Solved once; and the canvases are called directly because savefig draws everything twice.
+    figure.set_layout_engine("none")
+    png, pdf, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
     with theme():
-        # The layout is solved once instead of once for each format.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        png = _saved(figure, "png", dpi=200, metadata={"Software": None})
-        pdf = _saved(figure, "pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
-        svg = _saved(figure, "svg", metadata={"Date": None, "Creator": None})
-    return Rendered(png, pdf, inline_svg(svg.decode(), name))
-
-
-def _saved(figure: Figure, format_name: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=format_name, facecolor="white", **options)
-    return buffer.getvalue()
+        figure.set_dpi(200)
+        to_png: Any = FigureCanvasAgg(figure)
+        to_png.print_png(png, metadata={"Software": None})
+        to_pdf: Any = FigureCanvasPdf(figure)
+        to_pdf.print_pdf(pdf, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+        to_svg: Any = FigureCanvasSVG(figure)
+        to_svg.print_svg(svg, metadata={"Date": None, "Creator": None})
+    return Rendered(png.getvalue(), pdf.getvalue(), inline_svg(svg.getvalue().decode(), name))
 
 
 def inline_svg(document: str, name: str) -> str:
@@ -420,5 +445,14 @@ def inline_svg(document: str, name: str) -> str:
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     element = re.sub(r'\bid="', f'id="{name}-', element)
     element = element.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    # The page gives the width; the viewBox keeps the proportions.
-    return re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'^(<svg[^>]*?) width="[^"]*"', r"\1", element))
+    # A hundredth of a point is finer than any screen; glyph outlines are whole numbers, transforms stay exact.
+    element = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d{3,}", _hundredth, path[0]), element)
+    # The page chooses the width and needs to know the natural one; the viewBox keeps the proportions.
+    opening, rest = element.split(">", 1)
+    width = re.search(r' width="([0-9.]+)pt"', opening)
+    natural = f' style="--natural: {width[1]}pt"' if width else ""
+    return re.sub(r' (width|height)="[^"]*"', "", opening) + natural + ">" + rest
+
+
+def _hundredth(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}"

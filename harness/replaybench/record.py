@@ -62,10 +62,10 @@ class SweepFolder:
         Raises:
             ConfigError: The folder holds another sweep.
         """
-        text = json.dumps(plan, indent=1, sort_keys=True)
+        text = json.dumps(plan, indent=1)
         path = self.path / "sweep.json"
         if path.exists():
-            if path.read_text(encoding="utf-8") != text:
+            if read_json(path) != json.loads(text):
                 raise ConfigError(
                     f"{self.path}: this folder belongs to another sweep or to other data or baselines. "
                     "Choose another --out, or remove the folder to start again."
@@ -116,7 +116,7 @@ class SweepFolder:
         folder = self.path / "failed" / spec.run_id()
         _write_text(folder / "traceback.txt", traceback)
         failure = {"run_id": spec.run_id(), "reason": reason, "spec": spec.model_dump(mode="json")}
-        _write_text(folder / FAILURE, json.dumps(failure, indent=1, sort_keys=True))
+        _write_text(folder / FAILURE, json.dumps(failure, indent=1))
 
 
 def _write_rows(path: Path, spec: RunSpec, rows: "Rows") -> None:

@@ -45,6 +45,11 @@ class Replay:
         """Number of logged decisions N."""
         return len(self.reward)
 
+    @property
+    def episode(self) -> Tensor:
+        """Number of the episode of each decision, [N]."""
+        return self.row - torch.arange(self.num_steps, device=self.row.device)
+
 
 def take_steps(episodes: Sequence[Episode], num_steps: int) -> list[Episode]:
     """Returns the first episodes that hold exactly `num_steps` decisions; the last one may be cut.
@@ -131,3 +136,31 @@ def minibatches(num_steps: int, batch_size: int, updates: int, rng: np.random.Ge
             order = np.concatenate([order, rng.permutation(num_steps)])
         yield torch.from_numpy(order[:batch_size].copy())
         order = order[batch_size:]
+
+
+def weighted_minibatches(weight: Tensor, batch_size: int, updates: int, rng: np.random.Generator) -> Iterator[Tensor]:
+    """Yields index batches drawn with replacement with probability proportional to `weight`, [N]."""
+    cumulative = weight.double().cpu().numpy().cumsum()
+    for _ in range(updates):
+        draws = np.searchsorted(cumulative, rng.random(batch_size) * cumulative[-1], side="right")
+        yield torch.from_numpy(np.minimum(draws, len(cumulative) - 1))
+
+
+def episode_minibatches(
+    ends: NDArray[np.bool_], batch_size: int, updates: int, rng: np.random.Generator
+) -> Iterator[Tensor]:
+    """Yields batches of whole episodes, in order, each the first to hold at least `batch_size` decisions.
+
+    Episodes come from shuffled passes over the log, each pass without replacement.
+    """
+    last = np.flatnonzero(ends)
+    first = np.append(0, last[:-1] + 1)
+    waiting: list[int] = []
+    for _ in range(updates):
+        chosen: list[NDArray[np.int64]] = []
+        while sum(map(len, chosen)) < batch_size:
+            if not waiting:
+                waiting = rng.permutation(len(last)).tolist()
+            episode = waiting.pop()
+            chosen.append(np.arange(first[episode], last[episode] + 1))
+        yield torch.from_numpy(np.concatenate(chosen))

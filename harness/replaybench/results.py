@@ -75,7 +75,7 @@ def _first_arm(runs: Sequence[RunSpec], labels: Mapping[str, str], baseline: str
 
 
 def arm_labels(runs: Sequence[RunSpec]) -> dict[str, str]:
-    """Returns each run's arm by run id: the baseline, or "baseline (field=value, lr 1e-4)" with the fields that vary."""
+    """Returns each run's arm by run id: the baseline, or "baseline (field=value, lr 1e-4)" with what varies."""
     arms: dict[str, dict[Arm, dict[str, Any]]] = {}
     for run in runs:
         arms.setdefault(run.baseline, {})[_arm(run)] = run.config

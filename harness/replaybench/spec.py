@@ -1,6 +1,7 @@
 """The settings of training and evaluation, validated where they enter."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -102,8 +103,8 @@ class RunSpec(Spec):
 
     def run_id(self) -> str:
         """Returns the readable cell and a hash of everything that decides the numbers."""
-        decides = self.model_dump_json(exclude={"data_folder", "baseline_path", "data_format"})
-        digest = hashlib.sha256(decides.encode()).hexdigest()[:10]
+        decides = self.model_dump(mode="json", exclude={"data_folder", "baseline_path", "data_format"})
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
         cell = [self.dataset, f"L{self.lineage}"]
         if self.level is not None:
             cell += [self.level, f"R{self.replay_ratio:g}"]

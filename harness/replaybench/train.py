@@ -39,23 +39,23 @@ def train(spec: RunSpec, log: Log) -> RunResult:
     rows = Rows()
     if spec.level is not None:
         replay = load_replay(spec, log, device)
-        rows.add(0, "replay_ratio_realised", spec.train.updates * spec.train.batch_size / replay.num_steps)
         rows.add(0, "replay_steps", replay.num_steps)
-        learn(spec, policy, replay, world, rows, device)
+        start_version = log.card.version_of(log.card.start_checkpoint)
+        used = learn(spec, policy, replay, start_version, world, rows)
+        rows.add(spec.train.updates, "replay_ratio_realised", used / replay.num_steps)
         distance_rows(rows, spec.train.updates, policy, start, replay)
     measure(spec, policy, world, rows, spec.train.updates if spec.level is not None else 0, device)
     return RunResult(rows, policy)
 
 
-def learn(spec: RunSpec, policy: Policy, replay: Replay, world: World, rows: Rows, device: torch.device) -> None:
-    """Warms up the value head, then makes the updates, writing diagnostics as it goes."""
-    settings = spec.train
+def learn(spec: RunSpec, policy: Policy, replay: Replay, start_version: int, world: World, rows: Rows) -> int:
+    """Warms up the value head, then makes the updates, writing diagnostics as it goes; returns the decisions used."""
+    settings, device = spec.train, replay.log_mu.device
     baseline = load_baseline(spec.baseline_path or spec.baseline)
     if baseline.digest != spec.baseline_sha256:
         raise ContractError(f"Baseline '{spec.baseline}' changed on disk while the sweep ran. Start a new sweep.")
-    learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings)
+    learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings, start_version)
     stream = (log_stream(spec), "minibatches")
-    learner.refresh_advantages()
     warmup = minibatches(
         replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value")
     )
@@ -63,15 +63,17 @@ def learn(spec: RunSpec, policy: Policy, replay: Replay, world: World, rows: Row
         if update % settings.advantage.recompute_every == 0:
             learner.refresh_advantages()
         learner.value_step(index.to(device))
-    batches = minibatches(replay.num_steps, settings.batch_size, settings.updates, numpy_generator(*stream, "policy"))
-    for update, index in enumerate(batches):
+    used = 0
+    for update, index in enumerate(learner.batches(settings.updates, numpy_generator(*stream, "policy"))):
         if update % settings.advantage.recompute_every == 0:
             learner.refresh_advantages()
         step = learner.policy_step(index.to(device))
+        used += len(index)
         if update % settings.log_every == 0 or update == settings.updates - 1:
             step_rows(rows, update + 1, step)
         if spec.evaluate.every and (update + 1) % spec.evaluate.every == 0 and update + 1 < settings.updates:
             measure(spec, policy, world, rows, update + 1, device)
+    return used
 
 
 def measure(spec: RunSpec, policy: Policy, world: World, rows: Rows, update: int, device: torch.device) -> None:
@@ -92,7 +94,8 @@ def load_replay(spec: RunSpec, log: Log, device: torch.device) -> Replay:
     Which episodes they are is drawn anew for each seed, the same for every baseline.
     """
     assert spec.level is not None and spec.replay_ratio is not None
-    needs_logits = spec.train.kl_coefficient > 0
+    declared = load_baseline(spec.baseline_path or spec.baseline).declaration.needs
+    needs_logits = spec.train.kl_coefficient > 0 or "mu_logits" in declared
     episodes = log.episodes(spec.level, spec.data_format, with_mu_logits=needs_logits)
     wanted = steps_for(spec.train, spec.replay_ratio)
     order = numpy_generator(log_stream(spec), "episodes").permutation(len(episodes))

@@ -150,7 +150,7 @@ def test_step_granularity_has_one_ratio_for_all_tokens_of_a_decision() -> None:
 
 
 def test_items_of_a_step_sum_the_log_probabilities_of_its_tokens() -> None:
-    """By hand: tokens with -1 and -2 make one item with -3; at token granularity they stay two, one advantage for both."""
+    """By hand: tokens with -1 and -2 make one item with -3; at token granularity they stay two items."""
     log_pi, log_mu = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-0.5, -0.25]])
     joint = make_items(log_pi, log_mu, torch.tensor([4.0]), "step")
     assert (joint.log_pi.tolist(), joint.log_mu.tolist(), joint.advantage.tolist()) == ([[-3.0]], [[-0.75]], [[4.0]])

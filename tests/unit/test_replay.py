@@ -77,7 +77,7 @@ def test_packing_keeps_every_decision_with_its_observations(lengths: list[int]) 
 @quick
 @given(lengths=lengths_of_episodes)
 def test_values_after_a_decision_stop_at_its_episodes_end(lengths: list[int]) -> None:
-    """Inside an episode it is the next logged value, after a terminal decision 0, after a truncated one the bootstrap."""
+    """Inside an episode it is the next logged value, after a terminal decision 0, after a truncation the bootstrap."""
     episodes = make_episodes(lengths)
     replay = pack(episodes, CPU)
     next_value, ends, terminal = [], [], []

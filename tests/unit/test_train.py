@@ -107,7 +107,7 @@ def test_all_baselines_see_the_same_episodes_and_minibatches(
 def test_the_replay_ratio_is_what_was_asked_for(
     log: Log, make_run: MakeRun, seen: list[tuple[str, list[int], Replay]]
 ) -> None:
-    """With R = 4, 8 updates of 32 are made on 64 decisions, each used 4 times; the warm-up comes first and not on top."""
+    """With R = 4, 8 updates of 32 are made on 64 decisions, each used 4 times; the warm-up comes before."""
     result = train(make_run(), log)
     assert [kind for kind, _, _ in seen] == ["value"] * 4 + ["policy"] * 8
     used = np.bincount(np.concatenate([index for kind, index, _ in seen if kind == "policy"]))
@@ -141,9 +141,7 @@ def test_the_control_measures_the_start_policy_and_trains_nothing(log: Log, make
     result = train(spec, log)
     start = load_start_policy(log, CPU)
     card = log.card
-    outcome = evaluate(
-        start, open_world(card.suite, card.suite_settings, card.task), spec.evaluate, CPU, greedy=False
-    )
+    outcome = evaluate(start, open_world(card.suite, card.suite_settings, card.task), spec.evaluate, CPU, greedy=False)
     weights, start_weights = result.policy.state_dict(), start.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in start_weights.items())
     assert values_of(result.rows, "success") == {0: outcome.success.mean()}
@@ -171,7 +169,7 @@ def test_no_updates_leave_the_start_policy(log: Log, make_run: MakeRun) -> None:
 
 
 def test_intermediate_evaluations_do_not_change_the_run(log: Log, make_run: MakeRun) -> None:
-    """Evaluating every 3 of 8 updates, and greedily too, adds rows at 3, 6 and 8 and leaves the trained policy alone."""
+    """Evaluating every 3 of 8 updates, and greedily too, adds rows at 3, 6 and 8 and changes nothing else."""
     plain = train(make_run(), log)
     watched = train(make_run(evaluate={"every": 3, "greedy": True}), log)
     assert list(values_of(watched.rows, "success")) == [3, 6, 8]

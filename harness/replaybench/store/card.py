@@ -115,6 +115,10 @@ class Card(_Record):
     shards: list[ShardEntry] = Field(default_factory=list)
     checkpoints: list[CheckpointEntry] = Field(default_factory=list)
 
+    def version_of(self, checkpoint: str) -> int:
+        """Returns the optimiser steps behind a checkpoint that the card names."""
+        return next(entry.version for entry in self.checkpoints if entry.name == checkpoint)
+
 
 Model = TypeVar("Model", bound=_Record)
 

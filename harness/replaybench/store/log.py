@@ -1,5 +1,6 @@
 """Reads a log folder: nothing is handed out before it matches the card."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,10 @@ class Log:
         for episode in episodes:
             check.add(episode)
         return episodes
+
+    def has_mu_logits(self, levels: Sequence[str], format: str = "arrow") -> bool:
+        """Whether every episode of these levels holds the behaviour policy's logits."""
+        return all(episode.mu_logits is not None for level in levels for episode in self.episodes(level, format))
 
     def checkpoint(self, name: str) -> "dict[str, Tensor]":
         """Returns the tensors of a checkpoint.

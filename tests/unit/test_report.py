@@ -1,0 +1,227 @@
+"""The report: sentences and tables against hand computations and scipy, the page against what it promises."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from scipy import stats
+from test_results import success_of, write_sweep
+
+from replaybench.record import SweepFolder
+from replaybench.report import (
+    TERMINAL_COLUMNS,
+    Built,
+    build_report,
+    conclusion,
+    gather,
+    glance_table,
+    provenance_frame,
+    signed,
+    verdict_text,
+    weight_table,
+    widest_cell,
+    with_interval,
+)
+from replaybench.spec import RunSpec
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
+    """A finished sweep in which gipo gains on fresh logs and loses on stale ones, by known amounts."""
+    return write_sweep(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def built(folder: SweepFolder) -> Built:
+    """Its report."""
+    return build_report(folder)
+
+
+def _noise(run: RunSpec) -> float:
+    """Differences without a common direction: resolved nowhere."""
+    return {0: 0.0, 1: 0.1, 2: -0.1}[run.lineage] if run.baseline == "gipo" else 0.0
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.054, "+0.05"), (-0.004, "+0.00"), (-0.126, "-0.13"), (0.0, "+0.00")])
+def test_differences_have_a_sign_and_no_negative_zero(value: float, text: str) -> None:
+    """Rounded by hand."""
+    assert signed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"estimate": 0.05, "low": -0.02, "high": 0.12}, "+0.05 [-0.02, +0.12]"),
+        ({"estimate": 0.05, "low": None, "high": None}, "+0.05 [zero variance]"),
+        ({"estimate": None, "low": None, "high": None}, "not measured"),
+    ],
+)
+def test_an_estimate_comes_with_its_interval_or_says_why_not(row: dict[str, Any], text: str) -> None:
+    """No number is printed alone."""
+    assert with_interval({**row, "interval_method": "zero variance"}) == text
+
+
+def test_the_terminal_shows_the_interval_that_scipy_computes(folder: SweepFolder) -> None:
+    """gipo - ppo_clip on stale: -.2, -.22, -.24 in both data sets; the pooled t interval, n = 6 and its verdict.
+
+    Both strata are equal, so the pooled standard error is s sqrt(1/6) with 4 degrees of freedom.
+    """
+    differences = [-0.2, -0.22, -0.24]
+    half = stats.t.ppf(0.975, 4) * stats.tstd(differences) / 6**0.5
+    line = next(line for line in _setting(verdict_text(gather(folder)), 1, "stale") if line.split()[0] == "gipo")
+    assert f"{-0.22:+.2f} [{-0.22 - half:+.2f}, {-0.22 + half:+.2f}]" in line
+    assert re.search(r"\s6\s+worse", line)
+
+
+def _setting(text: str, ratio: int, level: str) -> list[str]:
+    """The lines of one setting."""
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    return next(block for block in blocks if block[0].startswith(f"Replay ratio {ratio}, level {level} "))
+
+
+def test_every_setting_first_says_whether_the_reference_improved(folder: SweepFolder) -> None:
+    """ppo_clip stays at the start policy's success in this sweep: a difference of 0, in each of the 4 settings."""
+    text = verdict_text(gather(folder))
+    for ratio in (1, 8):
+        for level in ("fresh", "stale"):
+            assert _setting(text, ratio, level)[1].startswith("  ppo_clip against the start policy: +0.00 [")
+
+
+def test_no_line_of_the_terminal_is_too_wide(tmp_path: Path) -> None:
+    """Also not with long labels, which a grid over settings makes."""
+    arms: list[tuple[str, dict[str, Any], float]] = [("zero", {}, 1e-4), ("ppo_clip", {}, 1e-4)]
+    arms += [("cispo", {"epsilon_min": 0.1 * i, "epsilon_max": 4.123456789 + i}, 1.2345e-4 * (i + 1)) for i in range(3)]
+    text = verdict_text(gather(write_sweep(tmp_path, arms=arms)))
+    assert max(map(len, text.splitlines())) <= TERMINAL_COLUMNS
+
+
+def test_the_conclusion_counts_the_cells_of_the_tables(folder: SweepFolder) -> None:
+    """gipo is better on both fresh cells and worse on both stale ones, and nothing beats the start there."""
+    reference, start = conclusion(gather(folder))
+    assert "on 4 cells (level x replay ratio): resolved better on 2: gipo; resolved worse on 2: gipo" in reference
+    assert "-0.22 [" in reference
+    assert "n=6" in reference
+    assert start.startswith("On 2 of 4 cells some baseline is resolved better than the start policy")
+    assert "stale at replay ratio 1; stale at replay ratio 8" in start
+    assert "who harms least; gipo resolved worse than it there" in start
+
+
+def test_an_unresolved_sweep_says_so_and_what_it_could_have_missed(tmp_path: Path) -> None:
+    """Differences of 0, .1 and -.1 resolve nothing, on no cell, against neither the reference nor the start."""
+    material = gather(write_sweep(tmp_path, lambda run: success_of(run) * 0 + 0.5 + _noise(run)))
+    reference, start = conclusion(material)
+    smallest = material.differences.filter(pl.col("dataset") == "all")["minimum_detectable"].min()
+    assert reference.startswith("No difference to ppo_clip is resolved on any of 4 cells")
+    assert f"true differences below {smallest:.2f} to" in reference
+    assert start.startswith("No baseline is resolved better than the start policy on any of 4 cells")
+    assert "who harms least; none is resolved worse than it either" in start
+
+
+def test_the_glance_marks_exactly_the_resolved_cells(folder: SweepFolder) -> None:
+    """An arrow and a class where the verdict is resolved, neither where it is not."""
+    material = gather(folder)
+    table = glance_table("glance", "", material, material.differences)
+    marks = {row[0].text: [cell.text[0] for cell in row[1:]] for row in table.rows}
+    assert table.headings == ["baseline", "fresh, R 1", "stale, R 1", "fresh, R 8", "stale, R 8"]
+    assert marks["gipo"] == ["\u25b2", "\u25bc", "\u25b2", "\u25bc"]
+    assert all(mark == "+" for mark in marks["zero"])
+
+
+def test_weight_curves_pass_through_one_and_name_what_has_none(tmp_path: Path) -> None:
+    """c(0) = 1 for both trained methods and 0 for the control; a file that changed since has no curve and is named."""
+    arms = [("zero", {}, 1e-4), ("ppo_clip", {}, 1e-4), ("gipo", {"sigma": 0.5}, 1e-4)]
+    material = gather(write_sweep(tmp_path, datasets=["door"], arms=arms))
+    table, left_out = weight_table(material)
+    at_zero = table.filter(pl.col("log_ratio").abs() < 1e-9)
+    assert dict(at_zero.filter(pl.col("advantage") == 1).select("baseline", "coefficient").iter_rows()) == {
+        "zero": 0.0,
+        "ppo_clip": 1.0,
+        "gipo": 1.0,
+    }
+    assert left_out == []
+    sweep = material.sweep
+    changed = tuple(
+        run.model_copy(update={"baseline_sha256": "0" * 64}) if run.baseline == "gipo" else run for run in sweep.runs
+    )
+    labels = {run.run_id(): run.baseline for run in changed}
+    object.__setattr__(material, "sweep", sweep._replace(runs=changed, labels=labels))
+    table, left_out = weight_table(material)
+    assert "gipo" not in set(table["baseline"])
+    assert left_out == ["gipo (changed or missing on disk)"]
+
+
+def test_the_exact_study_shows_the_cell_with_the_widest_ratios() -> None:
+    """PI-3 against E, by the table of the 21 cells: .17 is the most extreme ratio of all."""
+    cell = widest_cell()
+    assert (cell.target, cell.behaviour) == ("PI-3", "E")
+
+
+def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built) -> None:
+    """Each figure is a PNG, a PDF, the CSV of what it draws, and an inline SVG."""
+    figures = built.index.parent / "figures"
+    names = {path.stem for path in figures.glob("*.csv")}
+    numbers = {name[0] for name in names}
+    assert numbers == set("1234567")
+    assert {path.stem for path in figures.glob("*.png")} == names
+    assert {path.stem for path in figures.glob("*.pdf")} == names
+    assert built.index.read_text().count("<svg") == len(names) == 10
+
+
+def test_the_page_needs_no_other_address(built: Built) -> None:
+    """Links lead to its own parts and files; nothing is loaded from anywhere."""
+    page = built.index.read_text()
+    targets = re.findall(r'(?:src|href|action)="([^"]*)"', page)
+    assert targets
+    assert not [t for t in targets if re.match(r"[a-z]+:|//", t) and t != "data:,"]
+    assert not re.findall(r"@import|url\((?!#)", page)
+
+
+def test_the_files_that_the_page_links_to_exist(built: Built) -> None:
+    """Every relative link has its file and every fragment its id."""
+    page = built.index.read_text()
+    for target in re.findall(r'<a[^>]* href="([^"]*)"', page):
+        if target.startswith("#"):
+            assert f'id="{target[1:]}"' in page
+        else:
+            assert (built.index.parent / target).is_file()
+
+
+def test_the_csv_of_the_main_figure_is_what_the_sweep_measured(built: Built) -> None:
+    """door, fresh, ratio 8, gipo: .5 + .01 l + .1 (1 + .1 l) for l = 0, 1, 2, mean .62 by hand; three dots."""
+    table = pl.read_csv(built.index.parent / "figures" / "1-success.csv")
+    chosen = table.filter(
+        (pl.col("dataset") == "door")
+        & (pl.col("level") == "fresh")
+        & (pl.col("replay_ratio") == 8)
+        & (pl.col("baseline") == "gipo")
+    )
+    assert chosen.filter(pl.col("kind") == "mean")["value"].to_list() == pytest.approx([0.62])
+    assert chosen.filter(pl.col("kind") == "lineage")["value"].to_list() == pytest.approx([0.60, 0.62, 0.64])
+
+
+def test_an_incomplete_sweep_says_what_is_missing(tmp_path: Path) -> None:
+    """A failed run is listed with its reason, counted, and makes no number; a name cannot inject markup."""
+    folder = write_sweep(
+        tmp_path,
+        lambda run: None if run.baseline == "gipo" and run.lineage == 1 else success_of(run),
+        datasets=["door"],
+        ratios=[8.0],
+    )
+    folder.write_failure(folder.runs()[-1], "NumericalError: <script>alert(1)</script>", "trace")
+    for card in tmp_path.glob("data/*/*/card.toml"):
+        card.unlink()
+    page = build_report(folder).index.read_text()
+    assert "13 of 15 planned runs have a result" in re.sub(r"\s+", " ", page)
+    assert "NumericalError: overflow" in page
+    assert "<script>alert" not in page
+    assert "3 log folders are not there" in re.sub(r"\s+", " ", page)
+
+
+def test_provenance_sums_the_wall_time_and_tallies_versions(folder: SweepFolder) -> None:
+    """54 runs of 2 s are 108 s; one version of torch is printed without a count."""
+    facts = dict(provenance_frame(gather(folder)).iter_rows())
+    assert facts["sum of the runs' wall time"] == "108 s"
+    assert facts["version of torch"] == "2.13.0"
+    assert facts["runs planned"] == "54"
