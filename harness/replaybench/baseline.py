@@ -97,6 +97,17 @@ class Items:
         totals = torch.zeros(int(group.max()) + 1, dtype=values.dtype, device=values.device)
         return totals.index_add(0, group, per_step)[group].unsqueeze(-1)
 
+    def mean_over_episode(self, values: Tensor) -> Tensor:
+        """Returns the mean of [B, A] values over all valid items of each item's episode, [B, 1], with gradient."""
+        return self.over_episode(values) / self.over_episode(torch.ones_like(values)).clamp(min=1)
+
+    def each_episode(self, values: Tensor) -> Tensor:
+        """Returns the sum of [B, A] values over the valid items of each episode that has any, [E], one an episode."""
+        is_valid = self.mask.any(-1)
+        per_step = torch.where(self.mask, values, 0.0).sum(-1)[is_valid]
+        _, group = torch.unique(_declared(self.episode, "episodes")[is_valid], return_inverse=True)
+        return torch.zeros(int(group.max()) + 1, dtype=values.dtype, device=values.device).index_add(0, group, per_step)
+
     def _logits(self) -> Tensor:
         return _declared(self.logits, "mu_logits")
 
@@ -142,6 +153,7 @@ class Declaration:
         batch_statistics: The surrogate of an item depends on the other items of the batch.
         discrete_only: The surrogate reads exp(log_pi) as a probability, which a density is not.
         updates_policy: False for the control that leaves the policy as it is.
+        estimator: The advantage estimator that the method is defined with, or None where any will do.
     """
 
     paper: str
@@ -153,6 +165,23 @@ class Declaration:
     batch_statistics: bool = False
     discrete_only: bool = False
     updates_policy: bool = True
+    estimator: Literal["gae", "gae_stored", "vtrace"] | None = None
+
+    @property
+    def beyond_the_item(self) -> tuple[Need, ...]:
+        """What the surrogate of an item reads beyond its log-ratio and advantage."""
+        return tuple(need for need in self.needs if need != "log_mu")
+
+    @property
+    def why_no_curve(self) -> str | None:
+        """Why c is no function of log-ratio and advantage alone, or None where it is one and can be drawn."""
+        if self.beyond_the_item:
+            return f"reads {', '.join(self.beyond_the_item)}"
+        if self.batch_statistics:
+            return "depends on the whole batch"
+        if self.discrete_only:
+            return "reads probabilities"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,9 +322,14 @@ def gradient_coefficient(
     A `discrete_only` baseline reads more than the log-ratio: give it a log_mu for which log_mu + l stays below 0.
 
     Raises:
-        ConfigError: The advantage is 0, where c is not defined.
+        ConfigError: The advantage is 0, where c is not defined, or the baseline reads more than an item by itself.
     """
     check_shapes(log_ratio=(log_ratio, "N"))
+    if baseline.declaration.beyond_the_item:
+        raise ConfigError(
+            f"Baseline '{baseline.name}' reads {', '.join(baseline.declaration.beyond_the_item)}; its coefficient is no "
+            "function of the log-ratio and the advantage. Choose a baseline that needs log_mu only."
+        )
     if advantage == 0.0:
         raise ConfigError("The gradient coefficient is h / A; choose an advantage other than 0.")
     scores = []
@@ -412,5 +446,6 @@ def describe(baseline: Baseline) -> dict[str, Any]:
         "needs": list(declaration.needs),
         "bounded": baseline.is_bounded(baseline.config()),
         "discrete_only": declaration.discrete_only,
+        "estimator": declaration.estimator,
         "knob": knob.field if knob else None,
     }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from replaybench.spec import RunSpec
 
 EXIT_SOME_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,24 +54,22 @@ DATA_DIR = Path("data")
 def main() -> NoReturn:
     """Runs the command line; an error that the user can mend is one line, without a traceback."""
     try:
-        app(standalone_mode=False)
+        # Outside standalone mode typer returns the exit code instead of leaving with it.
+        code = app(standalone_mode=False) or 0
     except ReplayBenchError as error:
         print(f"replaybench: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("replaybench: interrupted. Run the same command again to go on.", file=sys.stderr)
-        sys.exit(130)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except typer.Abort:
-        sys.exit(130)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
     except Exception as error:
-        # click's own usage errors know how to print themselves.
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            sys.exit(2)
-        raise
-    sys.exit(0)
+        # Usage errors know how to print themselves.
+        if not hasattr(error, "show"):
+            raise
+        error.show()
+        code = EXIT_BAD_INPUT
+    if code == EXIT_INTERRUPTED:
+        print("replaybench: interrupted. Run the same command again to go on.", file=sys.stderr)
+    sys.exit(code)
 
 
 def _emit(value: Any, as_json: bool, title: str) -> None:
@@ -325,7 +325,11 @@ def sweep_run(
 
 
 @sweep_app.command("retry")
-def sweep_retry(out: Path, workers: Workers = None) -> None:
+def sweep_retry(
+    out: Path,
+    workers: Workers = None,
+    report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
+) -> None:
     """Run the failed runs of a sweep again.
 
     Example: replaybench sweep retry reports/default
@@ -340,7 +344,7 @@ def sweep_retry(out: Path, workers: Workers = None) -> None:
         print(f"{retry_failed(folder)} failed runs are due again", file=sys.stderr)
         with listening() as listen:
             run_sweep(folder, due_runs(folder, planned, None, None), _workers(workers), listen)
-    _finish(folder, planned, build=True)
+    _finish(folder, planned, report)
 
 
 @sweep_app.command("status")

@@ -4,6 +4,7 @@ A cell is one baseline x dataset x freshness level x replay ratio; its runs diff
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -95,7 +96,8 @@ def load_sweep(name_or_path: str, extra_baselines: tuple[str, ...] = (), dataset
             raise unknown_name("preset", name_or_path, presets)
         path = presets[name_or_path]
     values = read_toml(path)
-    values["baselines"] = [*values.get("baselines", []), *extra_baselines]
+    if extra_baselines and isinstance(values.get("baselines", []), list):
+        values["baselines"] = [*values.get("baselines", []), *extra_baselines]
     if datasets:
         values["datasets"] = list(datasets)
     return validate(SweepSpec, values, path.name)
@@ -135,10 +137,21 @@ def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
                 if level not in source.recipe.levels:
                     raise unknown_name(f"level of dataset '{source.name}'", level, source.recipe.levels)
     all_arms = list(arms(spec))
+    paths = {(arm.baseline.name, arm.baseline.path) for arm in all_arms}
+    for name, count in Counter(name for name, _ in paths).items():
+        if count > 1:
+            raise ConfigError(f"Two baseline files are called '{name}'. Rename one: results go by that name.")
     names = {arm.baseline.name for arm in all_arms}
     for role, name in (("reference", spec.reference), ("control", spec.control)):
         if name not in names:
             raise ConfigError(f"The {role} '{name}' is not among the sweep's baselines: {', '.join(sorted(names))}.")
+    for arm in all_arms:
+        wanted = arm.baseline.declaration.estimator
+        if wanted not in (None, spec.train.advantage.estimator):
+            raise ConfigError(
+                f"Baseline '{arm.baseline.name}' is defined with advantage estimator '{wanted}', the sweep's is "
+                f"'{spec.train.advantage.estimator}'. Set train.advantage.estimator, or leave the baseline out."
+            )
     updating = {arm.baseline.name: arm.baseline.declaration.updates_policy for arm in all_arms}
     if updating[spec.control]:
         raise ConfigError(

@@ -27,7 +27,7 @@ from replaybench.analysis.compare import POOLED, UNRESOLVED
 MEAN, LINEAGE_DOT = "mean", "lineage"
 
 # Okabe and Ito's palette without black and yellow, and two dark tones of Tol's; 8 colours and 9 markers share no
-# divisor, so 72 baselines have 72 different pairs.
+# divisor, so 72 baselines together have 72 different pairs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", ":")
@@ -89,25 +89,39 @@ def theme() -> AbstractContextManager[None]:
 
 
 def styles(baseline_of_label: Mapping[str, str], known: Sequence[str], control: str) -> dict[str, Style]:
-    """Returns a style for every label: the colour belongs to its baseline, whatever else the sweep runs.
+    """Returns a style for every label; with up to eight trained baselines no two share a colour.
+
+    A baseline's place among all that exist decides its marker and the colour that it prefers. One whose colour is taken
+    by an earlier name of the same sweep moves on to the next that is used least.
 
     Args:
         baseline_of_label: The baseline of each arm; arms of one baseline share its colour.
-        known: All baselines that exist; their sorted order decides the colours.
+        known: All baselines that exist.
         control: The label that is drawn grey and dashed.
     """
     order = {name: number for number, name in enumerate(sorted({*known, *baseline_of_label.values()}))}
+    colours = _colours({name: order[name] for label, name in baseline_of_label.items() if label != control})
     found: dict[str, Style] = {}
     arms: dict[str, int] = {}
     for label, baseline in baseline_of_label.items():
+        if label == control:
+            found[label] = Style(GREY, "d", "--")
+            continue
         arm = arms.setdefault(baseline, 0)
         arms[baseline] += 1
-        number = order[baseline]
-        found[label] = Style(
-            COLOURS[number % len(COLOURS)], MARKERS[(number + arm) % len(MARKERS)], LINES[arm % len(LINES)]
-        )
-    if control in found:
-        found[control] = Style(GREY, "d", "--")
+        marker = MARKERS[(order[baseline] + arm) % len(MARKERS)]
+        found[label] = Style(colours[baseline], marker, LINES[arm % len(LINES)])
+    return found
+
+
+def _colours(numbers: Mapping[str, int]) -> dict[str, str]:
+    uses = [0] * len(COLOURS)
+    found = {}
+    for name in sorted(numbers):
+        probes = [(numbers[name] + step) % len(COLOURS) for step in range(len(COLOURS))]
+        chosen = min(probes, key=lambda index: uses[index])
+        uses[chosen] += 1
+        found[name] = COLOURS[chosen]
     return found
 
 
@@ -321,6 +335,18 @@ def log_where_positive(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str
             axis.set_minor_formatter(NullFormatter())
 
 
+def linear_near_zero(axes: Axes, table: pl.DataFrame, x: str, y: str) -> None:
+    """Sets both scales to symlog, linear below the column's smallest value that is not rounding, with 0 at the edge."""
+    for name, column in (("x", x), ("y", y)):
+        largest = float(table[column].max())  # type: ignore[arg-type]
+        values = table[column].filter(table[column] > 1e-4 * largest)
+        if values.is_empty():
+            continue
+        threshold = float(values.min())  # type: ignore[arg-type]
+        getattr(axes, f"set_{name}scale")("symlog", linthresh=threshold)
+        getattr(axes, f"set_{name}lim")(-0.15 * threshold, 2 * largest)
+
+
 def weight_curves(axes: Axes, table: pl.DataFrame, look: Look, bottom: float, top: float) -> Axes:
     """Draws gradient coefficients c(l) for one sign of the advantage, cut at `bottom` and `top`.
 
@@ -369,14 +395,14 @@ def bias_variance(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     return axes
 
 
-def level_measure(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+def level_measure(axes: Axes, table: pl.DataFrame, look: Look, datasets: Sequence[str]) -> Axes:
     """Draws one measurement of the logs by freshness level: dots are lineages, bars their mean and interval.
 
     Args:
         table: dataset, level, kind, value, low, high.
+        datasets: All data sets of the figure, in the order of its legend.
     """
-    datasets = sorted(set(table["dataset"]))
-    greys = sns.color_palette("Greys", len(datasets) + 2)[2:] if len(datasets) > 1 else ["#333333"]
+    greys = _greys(datasets)
     dots = table.filter((pl.col("kind") == LINEAGE_DOT) & pl.col("level").is_in(list(look.levels)))
     sns.stripplot(
         data=dots.select("dataset", "level", "value").to_pandas(),
@@ -384,8 +410,8 @@ def level_measure(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         y="value",
         hue="dataset",
         order=list(look.levels),
-        hue_order=datasets,
-        palette=list(greys),
+        hue_order=list(datasets),
+        palette=greys,
         dodge=True,
         jitter=False,
         size=4,
@@ -408,12 +434,15 @@ def level_measure(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
 
 def dataset_handles(datasets: Sequence[str]) -> list[Line2D]:
     """Returns the legend of `level_measure`."""
-    names = sorted(datasets)
-    greys = sns.color_palette("Greys", len(names) + 2)[2:] if len(names) > 1 else ["#333333"]
     return [
         Line2D([], [], color=grey, marker=MARKERS[number % len(MARKERS)], linestyle="-", markersize=5, label=name)
-        for number, (name, grey) in enumerate(zip(names, greys, strict=True))
+        for number, (name, grey) in enumerate(zip(datasets, _greys(datasets), strict=True))
     ]
+
+
+def _greys(datasets: Sequence[str]) -> list[Any]:
+    # Colour means baseline everywhere else, so data sets differ in lightness and marker.
+    return list(sns.color_palette("Greys", len(datasets) + 2)[2:])
 
 
 def render(figure: Figure, name: str) -> Rendered:

@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -583,9 +584,11 @@ def weight_table(material: Material) -> tuple[pl.DataFrame, list[str]]:
     frames, left_out = [], []
     for label, run in first_runs(material.sweep).items():
         baseline = _loaded(run)
-        if baseline is None or baseline.declaration.batch_statistics:
-            reason = "changed or missing on disk" if baseline is None else "depends on the whole batch"
-            left_out.append(f"{label} ({reason})")
+        if baseline is None:
+            left_out.append(f"{label} (changed or missing on disk)")
+            continue
+        if baseline.declaration.why_no_curve is not None:
+            left_out.append(f"{label} ({baseline.declaration.why_no_curve})")
             continue
         for advantage in (1.0, -1.0):
             coefficient = gradient_coefficient(baseline, baseline.config(run.config), log_ratio, advantage)
@@ -626,16 +629,17 @@ def draw_bias_variance(material: Material) -> Drawing:
     table = _study_table(material, cell)
     names = sorted(set(table["baseline"]), key=lambda name: (name != ZERO, name))
     look = material.look._replace(styles=plots.styles({name: name for name in names}, list(baseline_paths()), ZERO))
-    figure, axes = plots.panels(1, len(STUDY_NS), width=3.5, height=3.0, share_x=True)
+    figure, axes = plots.panels(1, len(STUDY_NS), width=3.5, height=3.0)
     for panel, n in zip(axes[0], STUDY_NS, strict=True):
-        plots.bias_variance(panel, table.filter(pl.col("n") == n), look)
+        of_n = table.filter(pl.col("n") == n)
+        plots.bias_variance(panel, of_n, look)
+        plots.linear_near_zero(panel, of_n, "bias2", "variance")
         panel.set_title(_count(n, "sample"))
         panel.set_xlabel("squared bias")
-        panel.ticklabel_format(style="sci", scilimits=(-2, 3))
     axes[0, 0].set_ylabel("variance")
     note = (
         f"Exact, nothing sampled: 2x2 GridWorld, target {cell.target}, behaviour {cell.behaviour}. Filled: on the "
-        "Pareto frontier. Lines follow a baseline's knob. The variance axis differs between the panels."
+        "Pareto frontier. Lines follow a baseline's knob. Axes: logarithmic, linear near 0."
     )
     plots.finish(figure, look, names, note)
     ratios = ", ".join(f"{ratio:.2f}" for ratio in cell.target_K / cell.behaviour_K)
@@ -680,10 +684,17 @@ def draw_levels(material: Material) -> list[Drawing]:
         *place, kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64), value="value", low="low", high="high", n="n"
     )
     table = pl.concat([intervals, _dots(means, place)])
-    figure, axes = plots.panels(2, 3, width=max(3.1, 0.75 * len(material.look.levels)), height=2.3, share_x=True)
-    for panel, (metric, name) in zip(axes.flat, LEVEL_MEASURES.items(), strict=True):
-        plots.level_measure(panel, table.filter(pl.col("metric") == metric), material.look)
-        panel.set_title(name)
+    # A log made elsewhere may state less than our own.
+    shown = [metric for metric in LEVEL_MEASURES if metric in set(table["metric"])]
+    columns = min(3, len(shown))
+    width = max(3.1, 0.75 * len(material.look.levels))
+    figure, axes = plots.panels(-(-len(shown) // columns), columns, width=width, height=2.3)
+    for panel, metric in zip_longest(axes.flat, shown):
+        if metric is None:
+            panel.set_axis_off()
+            continue
+        plots.level_measure(panel, table.filter(pl.col("metric") == metric), material.look, material.datasets)
+        panel.set_title(LEVEL_MEASURES[metric])
         panel.set_ylabel("")
     note = f"Bars: mean over {_lineages(table)} with 95 % t interval. Dots: lineages. l = log start - log mu."
     plots.finish(figure, material.look, [], note)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,7 +22,7 @@ from replaybench.errors import ConfigError, unknown_name
 class Spec(BaseModel):
     """Base of the frozen, strict records that TOML and JSON are read into."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class AdvantageSettings(Spec):
@@ -53,7 +53,7 @@ class TrainSettings(Spec):
     """
 
     updates: NonNegativeInt = 64
-    batch_size: PositiveInt = 256
+    batch_size: int = Field(256, ge=2)
     learning_rate: PositiveFloat = 1e-4
     value_learning_rate: PositiveFloat = 1e-3
     value_warmup_updates: NonNegativeInt = 50
@@ -126,7 +126,8 @@ def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # A misspelt key is both unknown and missing; its own name helps more.
+        problem = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             unknown = unknown_name(f"key in {where}:", place, _known_keys(model, problem["loc"][:-1], place))
@@ -135,10 +136,12 @@ def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
 
 
 def _known_keys(model: type[BaseModel], parents: tuple[int | str, ...], place: str) -> list[str]:
-    prefix = place.rpartition(".")[0]
+    """Returns the keys that the table at `parents` may hold, spelt like `place`."""
+    annotation: Any = model
     for parent in parents:
-        field = model.model_fields.get(str(parent))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            return []
-        model = field.annotation
-    return [f"{prefix}.{name}" if prefix else name for name in model.model_fields]
+        if get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        elif parent in getattr(annotation, "model_fields", {}):
+            annotation = annotation.model_fields[parent].annotation
+    prefix = place.rpartition(".")[0]
+    return [f"{prefix}.{name}" if prefix else name for name in getattr(annotation, "model_fields", {})]

@@ -37,7 +37,7 @@ def gridworld_rows(extra_baselines: tuple[str, ...] = ()) -> list[dict[str, Any]
     estimators = []
     for name in [*baseline_paths(), *extra_baselines]:
         baseline = load_baseline(name)
-        if baseline.declaration.batch_statistics:
+        if baseline.declaration.why_no_curve is not None:
             continue
         for config in configs_along_knob(baseline):
             estimators.append((baseline.name, config_record(config), coefficient_of(baseline, config)))

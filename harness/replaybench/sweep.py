@@ -147,7 +147,7 @@ class _Work:
             "started_unix_s": started,
             "wall_s": time.perf_counter() - clock,
             "host": host_facts(),
-            "versions": versions(log.card.versions["simulator"]) | {"python": platform.python_version()},
+            "versions": versions(log.card.versions.get("simulator", log.card.suite)) | {"python": platform.python_version()},
         }
         SweepFolder(self.folder).write_result(spec, result.rows, manifest)
         final = [v for m, v in zip(result.rows.metric, result.rows.value, strict=True) if m == "success"]

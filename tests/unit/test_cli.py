@@ -192,7 +192,6 @@ def test_the_status_counts_runs_for_other_tools(run: Run, claimed: SweepFolder) 
     assert "RuntimeError: on purpose" in err
 
 
-@pytest.mark.xfail(strict=True, reason="the exit code of a command is not passed on")
 def test_some_failed_runs_exit_1(run: Run, claimed: SweepFolder) -> None:
     """A report on a sweep with a failed run says so by its exit code."""
     assert run("report", "build", claimed.path)[0] == 1

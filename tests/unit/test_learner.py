@@ -14,7 +14,7 @@ from torch import Tensor
 from replaybench.baseline import load_baseline
 from replaybench.episode import Episode
 from replaybench.errors import ConfigError, NumericalError
-from replaybench.learner import Learner, estimate_advantages, log_pi_of_log, make_items, predict_values
+from replaybench.learner import Learner, estimate_advantages, log_pi_of_log, predict_values
 from replaybench.policy.mlp import MLPPolicy
 from replaybench.replay import Replay, pack
 from replaybench.seeding import torch_generator
@@ -147,15 +147,6 @@ def test_step_granularity_has_one_ratio_for_all_tokens_of_a_decision() -> None:
     step = learner.policy_step(INDEX)
     assert step.items.log_pi.shape == (len(INDEX), 1)
     assert_gradients(learner.policy.policy_parameters(), expected)
-
-
-def test_items_of_a_step_sum_the_log_probabilities_of_its_tokens() -> None:
-    """By hand: tokens with -1 and -2 make one item with -3; at token granularity they stay two items."""
-    log_pi, log_mu = torch.tensor([[-1.0, -2.0]]), torch.tensor([[-0.5, -0.25]])
-    joint = make_items(log_pi, log_mu, torch.tensor([4.0]), "step")
-    assert (joint.log_pi.tolist(), joint.log_mu.tolist(), joint.advantage.tolist()) == ([[-3.0]], [[-0.75]], [[4.0]])
-    single = make_items(log_pi, log_mu, torch.tensor([4.0]), "token")
-    assert (single.log_pi.tolist(), single.advantage.tolist()) == ([[-1.0, -2.0]], [[4.0, 4.0]])
 
 
 def test_advantages_can_be_left_as_they_are() -> None:

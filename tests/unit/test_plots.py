@@ -45,12 +45,19 @@ def _points(axes: Axes) -> list[tuple[float, ...]]:
     return [tuple(float(v) for v in line.get_ydata()) for line in axes.lines]
 
 
-def test_a_colour_belongs_to_its_baseline_whatever_else_runs() -> None:
-    """Dropping or adding arms of other baselines changes no style as long as the same files exist."""
+def test_a_style_does_not_depend_on_arms_of_other_baselines() -> None:
+    """More settings of b change nothing for c, as long as the same files exist."""
     known = ["a", "b", "c", "d"]
     alone = plots.styles({"c": "c"}, known, "start")
     among = plots.styles({"a": "a", "b (lr 1)": "b", "b (lr 2)": "b", "c": "c"}, known, "start")
     assert alone["c"] == among["c"]
+
+
+def test_eight_baselines_of_many_have_eight_colours() -> None:
+    """Places 0, 8, 16, ... of 64 known ones all prefer the first colour; in one sweep they must still differ."""
+    known = [f"b{i:02d}" for i in range(64)]
+    found = plots.styles({name: name for name in known[::8]}, known, "start")
+    assert {style.colour for style in found.values()} == set(plots.COLOURS)
 
 
 def test_seventy_two_baselines_have_different_pairs_of_colour_and_marker() -> None:
@@ -58,6 +65,15 @@ def test_seventy_two_baselines_have_different_pairs_of_colour_and_marker() -> No
     names = [f"b{i:02d}" for i in range(72)]
     found = plots.styles({name: name for name in names}, names, "start")
     assert len({(style.colour, style.marker) for style in found.values()}) == 72
+
+
+def test_axes_keep_a_value_of_zero_in_sight(axes: Axes) -> None:
+    """The estimator without variance stands at 0, which a logarithmic axis would drop; rounding sets no threshold."""
+    table = pl.DataFrame({"bias2": [1e-33, 1e-3, 1e-2], "variance": [0.1, 0.0, 0.2]})
+    plots.linear_near_zero(axes, table, "bias2", "variance")
+    assert axes.get_xscale() == axes.get_yscale() == "symlog"
+    assert axes.get_xlim() == pytest.approx((-0.15e-3, 2e-2))
+    assert axes.get_ylim() == pytest.approx((-0.015, 0.4))
 
 
 def test_arms_of_a_baseline_share_its_colour_and_differ_in_marker() -> None:
@@ -148,7 +164,7 @@ def test_levels_of_the_logs_stand_in_the_given_order(axes: Axes) -> None:
     rows = [("d", "stale", plots.MEAN, 0.2, 0.1, 0.3), ("d", "fresh", plots.MEAN, 0.0, None, None)]
     rows += [("d", "stale", plots.LINEAGE_DOT, 0.2, None, None), ("d", "other", plots.MEAN, 7.0, None, None)]
     table = pl.DataFrame(rows, schema=["dataset", "level", "kind", "value", "low", "high"], orient="row")
-    plots.level_measure(axes, table, LOOK)
+    plots.level_measure(axes, table, LOOK, ["d"])
     single = {
         float(line.get_ydata()[0]): float(line.get_xdata()[0]) for line in axes.lines if len(line.get_xdata()) == 1
     }
@@ -187,7 +203,8 @@ def test_an_inline_svg_refers_only_to_itself_and_needs_no_network() -> None:
 @pytest.mark.parametrize(("number", "text"), [("1.23456", "1.23"), ("10.5", "10.5"), ("0.015625", "0.02")])
 def test_paths_are_rounded_to_hundredths_and_transforms_are_not(number: str, text: str) -> None:
     """A glyph's scale of 0.015625 would be visibly wrong at 0.02; a path's coordinate is not. Rounded by hand."""
-    document = f'<?xml?><svg width="72pt" height="36pt" viewBox="0 0 72 36"><path d="M {number} 1" transform="scale({number})"/></svg>'
+    path = f'<path d="M {number} 1" transform="scale({number})"/>'
+    document = f'<?xml?><svg width="72pt" height="36pt" viewBox="0 0 72 36">{path}</svg>'
     element: Any = plots.inline_svg(document, "n")
     assert f'd="M {text} 1"' in element
     assert f"scale({number})" in element

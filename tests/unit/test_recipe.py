@@ -119,3 +119,11 @@ def test_the_digest_stands_for_what_is_made() -> None:
     assert len({*digests, make_recipe().digest()}) == len(changes) + 1
     same = make_recipe(lambda values: values.update(description="other words", formats=["arrow"]))
     assert same.digest() == make_recipe().digest()
+
+
+def test_a_misspelt_key_of_a_level_is_told_the_keys_of_a_level(tmp_path: Path) -> None:
+    """Tables inside tables are searched too, also where their names are the user's own."""
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "gridworld-5x5"\n[levels.stale]\nlag_update = [30, 60]\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"levels\.stale\.lag_update'.*Did you mean 'levels\.stale\.lag_updates'"):
+        load_recipe(str(path))

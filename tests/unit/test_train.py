@@ -112,7 +112,7 @@ def test_the_replay_ratio_is_what_was_asked_for(
     assert [kind for kind, _, _ in seen] == ["value"] * 4 + ["policy"] * 8
     used = np.bincount(np.concatenate([index for kind, index, _ in seen if kind == "policy"]))
     assert used.tolist() == [4] * 64
-    assert values_of(result.rows, "replay_ratio_realised") == {0: 4.0}
+    assert values_of(result.rows, "replay_ratio_realised") == {8: 4.0}
     assert values_of(result.rows, "replay_steps") == {0: 64.0}
 
 

@@ -30,6 +30,13 @@ def categorical_entropy(logits_BAK: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
+def ess_fraction(log_weight_N: Tensor) -> Tensor:
+    """Returns the effective sample size as a fraction of N, a scalar in (0, 1]: (sum w)^2 / (N sum w^2)."""
+    check_shapes(log_weight=(log_weight_N, "N"))
+    log_ess = 2 * torch.logsumexp(log_weight_N, 0) - torch.logsumexp(2 * log_weight_N, 0)
+    return (log_ess.exp() / len(log_weight_N)).clamp(max=1.0)
+
+
 class OffPolicyness(NamedTuple):
     """How far pi is from the mu that acted, from samples of mu.
 
@@ -52,12 +59,12 @@ def off_policyness(log_ratio: Tensor) -> OffPolicyness:
     """
     flat = log_ratio.detach().double().flatten()
     log_n = torch.log(torch.tensor(float(flat.numel()), dtype=torch.float64))
-    log_sum, log_sum_squares = torch.logsumexp(flat, 0), torch.logsumexp(2 * flat, 0)
+    log_sum_squares = torch.logsumexp(2 * flat, 0)
     return OffPolicyness(
         k1=float(-flat.mean()),
         k2=float(flat.square().mean() / 2),
         k3=float((torch.expm1(flat) - flat).mean()),
         chi2=float(torch.exp(log_sum_squares - log_n) - 1),
-        ess=float(torch.exp(2 * log_sum - log_sum_squares - log_n)),
+        ess=float(ess_fraction(flat)),
         abs_log_ratio_p95=float(torch.quantile(flat.abs(), 0.95)),
     )

@@ -1,0 +1,163 @@
+"""The page of a report, opened from disk in a real browser that is told to reach nothing else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from replaybench.baseline import config_record, load_baseline
+from replaybench.diagnostics import Rows
+from replaybench.plan import SweepSpec
+from replaybench.record import SweepFolder
+from replaybench.report import build_report
+from replaybench.spec import RunSpec
+
+CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
+LEVELS = ("fresh", "stale")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (CHROMIUM.exists() and DRIVER.exists()),
+        reason="needs chromium and chromedriver: apt-get install chromium chromium-driver",
+    ),
+]
+
+
+def _runs(spec: SweepSpec) -> Iterator[RunSpec]:
+    for name in spec.baselines:
+        baseline = load_baseline(name)
+        levels = LEVELS if baseline.declaration.updates_policy else (None,)
+        for lineage in spec.lineages:
+            for level in levels:
+                yield RunSpec(
+                    dataset="door",
+                    data_folder="nowhere",
+                    card_sha256="0" * 64,
+                    task="door-open",
+                    lineage=lineage,
+                    data_format="arrow",
+                    level=level,
+                    replay_ratio=4.0 if level else None,
+                    baseline=name,
+                    baseline_path=None,
+                    baseline_sha256=baseline.digest,
+                    config=config_record(baseline.config()),
+                    seed=0,
+                    train=spec.train,
+                    evaluate=spec.evaluate,
+                )
+
+
+def _rows(run: RunSpec, number: int) -> Rows:
+    rows = Rows()
+    if run.level:
+        rows.add(0, "replay_ratio_realised", 4.0)
+        rows.add(0, "replay_steps", 100)
+        for update in (1, 8):
+            rows.add(update, "ess_token_raw", 0.9)
+            rows.add(update, "grad_norm", 0.1 * update)
+        rows.add(8, "end_kl_k3_behaviour", 0.1)
+        rows.add(8, "end_kl_start", 0.2)
+    rows.add(8 if run.level else 0, "success", 0.3 + 0.37 * number % 0.5)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a tiny sweep that nobody trained."""
+    folder = SweepFolder(tmp_path_factory.mktemp("sweep"))
+    spec = SweepSpec(
+        name="tiny",
+        datasets=("door",),
+        lineages=(0, 1, 2),
+        levels=LEVELS,
+        replay_ratios=(4.0,),
+        baselines=("zero", "ppo_clip", "gipo", "sapo"),
+        reference="ppo_clip",
+    )
+    runs = list(_runs(spec))
+    folder.claim({"sweep": spec.model_dump(mode="json"), "runs": [run.model_dump(mode="json") for run in runs]})
+    for number, run in enumerate(runs):
+        manifest = {"run_id": run.run_id(), "wall_s": 1.0, "host": {"cores": 2}, "versions": {"torch": "2"}}
+        folder.write_result(run, _rows(run, number), manifest)
+    return build_report(folder).index
+
+
+@pytest.fixture(scope="module")
+def browser(index: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium on the page, recording its console and every request."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+        "--window-size=1200,2000",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    driver.get(index.as_uri())
+    yield driver
+    driver.quit()
+
+
+def test_the_page_opens_without_errors_and_without_a_network(browser: Any, index: Path) -> None:
+    """The console is empty, and the only request is for the page itself (an inline icon is no request)."""
+    assert browser.title == "tiny - replaybench report"
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    # The browser's own start page makes requests too.
+    requested = {request["request"]["url"] for request in sent if request["documentURL"] == index.as_uri()}
+    assert index.as_uri() in requested
+    assert {url for url in requested if not url.startswith("data:")} == {index.as_uri()}
+
+
+def test_every_figure_is_visible(browser: Any) -> None:
+    """Each inline figure has a size once its section is open."""
+    browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect())"
+        ".map(box => [box.width, box.height])"
+    )
+    assert len(sizes) >= 5
+    assert all(width > 300 and height > 100 for width, height in sizes)
+
+
+def test_a_click_sorts_a_table_and_a_second_one_turns_it(browser: Any) -> None:
+    """Numbers sort as numbers: by the value behind the text, up and then down; the heading says which."""
+    heading = "document.querySelector('#table-glance thead th:nth-child(2)')"
+    column = (
+        "return [...document.querySelectorAll('#table-glance tbody td:nth-child(2)')].map(e => Number(e.dataset.sort))"
+    )
+    before = browser.execute_script(column)
+    browser.execute_script(f"{heading}.firstElementChild.click()")
+    assert browser.execute_script(column) == sorted(before)
+    assert browser.execute_script(f"return {heading}.getAttribute('aria-sort')") == "ascending"
+    browser.execute_script(f"{heading}.firstElementChild.click()")
+    assert browser.execute_script(column) == sorted(before, reverse=True)
+    assert len(set(before)) == 3
+
+
+def test_a_telephone_scrolls_the_figures_and_never_the_page(browser: Any) -> None:
+    """At 400 px the page is no wider than the window; wide tables and figures scroll on their own."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
+        assert browser.execute_script("return document.querySelector('figure svg').getBoundingClientRect().width") > 500
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
