@@ -443,6 +443,7 @@ def _sweep(
     found = sources(spec, data)
     check(spec, found)
     with folder.lock(), listening() as listen:
+        folder.refuse_foreign(spec.model_dump(mode="json"))
         make_data(found, spec.lineages, workers, _command(), listen)
         planned = claim(folder, spec, found)
         run_sweep(folder, due_runs(folder, planned, only, limit), workers, listen)

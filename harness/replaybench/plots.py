@@ -5,6 +5,7 @@ lineages; small dots = lineages. Tables carry a column `kind`: "mean" rows have 
 """
 
 import io
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -336,13 +337,14 @@ def log_where_positive(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str
 
 
 def linear_near_zero(axes: Axes, table: pl.DataFrame, x: str, y: str) -> None:
-    """Sets both scales to symlog, linear below the column's smallest value that is not rounding, with 0 at the edge."""
+    """Sets both scales to symlog, linear from 0 to the power of ten below the smallest value that is not rounding."""
     for name, column in (("x", x), ("y", y)):
         largest = float(table[column].max())  # type: ignore[arg-type]
         values = table[column].filter(table[column] > 1e-4 * largest)
         if values.is_empty():
             continue
-        threshold = float(values.min())  # type: ignore[arg-type]
+        # A whole power of ten, so that no tick falls into the linear part.
+        threshold = 10.0 ** math.floor(math.log10(values.min()))  # type: ignore[arg-type]
         getattr(axes, f"set_{name}scale")("symlog", linthresh=threshold)
         getattr(axes, f"set_{name}lim")(-0.15 * threshold, 2 * largest)
 

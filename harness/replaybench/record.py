@@ -64,14 +64,26 @@ class SweepFolder:
         """
         text = json.dumps(plan, indent=1)
         path = self.path / "sweep.json"
-        if path.exists():
-            if read_json(path) != json.loads(text):
-                raise ConfigError(
-                    f"{self.path}: this folder belongs to another sweep or to other data or baselines. "
-                    "Choose another --out, or remove the folder to start again."
-                )
-            return
-        _write_text(path, text)
+        if not path.exists():
+            _write_text(path, text)
+        elif read_json(path) != json.loads(text):
+            raise self._foreign()
+
+    def refuse_foreign(self, sweep: Mapping[str, Any]) -> None:
+        """Refuses a folder of another sweep before anything costly is done; `claim` compares the rest.
+
+        Raises:
+            ConfigError: The folder holds another sweep.
+        """
+        path = self.path / "sweep.json"
+        if path.exists() and read_json(path).get("sweep") != json.loads(json.dumps(sweep)):
+            raise self._foreign()
+
+    def _foreign(self) -> ConfigError:
+        return ConfigError(
+            f"{self.path}: this folder belongs to another sweep, or to data or baselines that have changed since. "
+            "Choose another --out, or remove the folder to start again."
+        )
 
     def plan(self) -> dict[str, Any]:
         """Returns the plan that was claimed.

@@ -665,12 +665,24 @@ def _study_table(material: Material, cell: StudyCell) -> pl.DataFrame:
         if (row["target"], row["behaviour"]) == (cell.target, cell.behaviour)
         if row["n"] in STUDY_NS and row["baseline"] in used
     ]
-    rows.sort(key=lambda row: (row.n, row.baseline, row.bias2, row.variance))
+    knobs = _knobs([*used, *paths])
+    rows.sort(key=lambda row: (row.n, row.baseline, row.config.get(knobs.get(row.baseline, ""), 0.0)))
     records = [
         row._asdict() | {"config": json.dumps(row.config, sort_keys=True), "is_frontier": is_frontier}
         for row, is_frontier in zip(rows, pareto_frontier(rows), strict=True)
     ]
     return pl.DataFrame(records, infer_schema_length=None)
+
+
+def _knobs(names: Sequence[str]) -> dict[str, str]:
+    """Returns the field that is the knob of each baseline that has one and is on disk."""
+    found = {}
+    for name in names:
+        if name in baseline_paths() or name.endswith(".py"):
+            baseline = load_baseline(name)
+            if baseline.declaration.knob:
+                found[baseline.name] = baseline.declaration.knob.field
+    return found
 
 
 def draw_levels(material: Material) -> list[Drawing]:

@@ -69,7 +69,7 @@ def test_seventy_two_baselines_have_different_pairs_of_colour_and_marker() -> No
 
 def test_axes_keep_a_value_of_zero_in_sight(axes: Axes) -> None:
     """The estimator without variance stands at 0, which a logarithmic axis would drop; rounding sets no threshold."""
-    table = pl.DataFrame({"bias2": [1e-33, 1e-3, 1e-2], "variance": [0.1, 0.0, 0.2]})
+    table = pl.DataFrame({"bias2": [1e-33, 3e-3, 1e-2], "variance": [0.15, 0.0, 0.2]})
     plots.linear_near_zero(axes, table, "bias2", "variance")
     assert axes.get_xscale() == axes.get_yscale() == "symlog"
     assert axes.get_xlim() == pytest.approx((-0.15e-3, 2e-2))

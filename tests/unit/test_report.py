@@ -199,6 +199,16 @@ def test_the_csv_of_the_main_figure_is_what_the_sweep_measured(built: Built) -> 
     assert chosen.filter(pl.col("kind") == "lineage")["value"].to_list() == pytest.approx([0.60, 0.62, 0.64])
 
 
+def test_the_frontier_lists_a_baseline_in_the_order_of_its_knob(built: Built) -> None:
+    """Lines join neighbours on the knob: sigma rises within gipo's rows of one n, whatever its default is."""
+    table = pl.read_csv(built.index.parent / "figures" / "6-bias-variance.csv")
+    rows = table.filter((pl.col("baseline") == "gipo") & (pl.col("n") == 16))
+    sigmas = [float(value) for text in rows["config"] for value in re.findall(r'"sigma": ([0-9.]+)', text)]
+    assert len(sigmas) > 2
+    assert sigmas == sorted(set(sigmas))
+    assert set(table["n"]) == {1, 16, 256}
+
+
 def test_an_incomplete_sweep_says_what_is_missing(tmp_path: Path) -> None:
     """A failed run is listed with its reason, counted, and makes no number; a name cannot inject markup."""
     folder = write_sweep(
