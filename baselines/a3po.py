@@ -1,7 +1,7 @@
 """A-3PO: decoupled PPO whose proximal policy is interpolated by lag instead of computed (arXiv 2512.06547).
 
-log pi_prox = log mu + alpha l with alpha = (lag - 1) / lag, at least 0: the share of the way from mu to pi that was gone
-one update ago. Then, as in decoupled PPO, J = sg[w 1[w <= cap]] min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) with
+log pi_prox = log mu + alpha l with alpha = (lag - 1) / lag, at least 0: the share of the way from mu to pi that was
+gone one update ago. Then, as in decoupled PPO, J = sg[w 1[w <= cap]] min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) with
 w = e^(alpha l) and r = e^((1 - alpha) l); for A < 0 also r <= ceiling. So c = rho where inside, and 0 elsewhere.
 Defaults: epsilon = 0.3, ceiling = 3 and cap = 2, RLinf's decoupled loss, which has this approximation too.
 Differs: the lag is counted in optimiser updates; in its source, versions are those sent to the actors.

@@ -1,8 +1,8 @@
 """Decoupled PPO: the clip is around a recent proximal policy, the data are corrected to it (arXiv 2110.00641).
 
-J = sg[w 1[w <= cap]] min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) with r = pi / pi_prox and w = pi_prox / mu; for A < 0
-also r <= ceiling. So c = w r where inside, and 0 elsewhere: the product is rho, and only r is clipped.
-Defaults: epsilon = 0.3, ceiling = 3 and cap = 2, RLinf's for robot policies; AReaL (arXiv 2505.24298) has the same form.
+J = sg[w 1[w <= cap]] min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) with r = pi / pi_prox and w = pi_prox / mu; for
+A < 0 also r <= ceiling. So c = w r where inside, and 0 elsewhere: the product is rho, and only r is clipped.
+Defaults: epsilon = 0.3, ceiling = 3 and cap = 2, RLinf's for robot policies; AReaL (arXiv 2505.24298) has it too.
 Differs: the proximal policy is the one at the last recomputation of the advantages, where the paper has a running
 average. The cap and the ceiling are RLinf's, not the paper's. Dropped items still count in the mean.
 """

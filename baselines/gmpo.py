@@ -2,7 +2,7 @@
 
 J = A' exp(mean of l'), with A' the episode's mean advantage and l' = min(l, epsilon) where A' > 0, max(l, -epsilon)
 where A' < 0. So an item's score is A' exp(mean of l') inside its clip, and 0 outside; nothing bounds it for A' < 0.
-Default: epsilon = 0.4, which is what its code's users quote from the paper; verl takes PPO's epsilon instead.
+Default: epsilon = 0.4, the paper's from memory, not confirmed in print; verl takes PPO's epsilon instead.
 Differs on fresh data: every item scores the mean advantage of its episode, where a language model's tokens all have
 the same one anyway. The sequence is the items of a logged episode. The loss is the mean over all items, so a long
 episode weighs more than in verl. verl clips by the sign of each item's own advantage.

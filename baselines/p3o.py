@@ -1,6 +1,6 @@
 """P3O: policy-on policy-off optimisation, cap and pull set by the batch's effective sample size (arXiv 2605.12380).
 
-J = sg[min(rho, ess)] A log pi - (1 - ess) (l + 1 / rho - 1) with ess = (sum rho)^2 / (N sum rho^2) over the batch's items.
+J = sg[min(rho, ess)] A log pi - (1 - ess) (l + 1 / rho - 1) with ess = (sum rho)^2 / (N sum rho^2) over the batch.
 The second term is a sample estimate of KL(pi||mu), so the score is min(rho, ess) A - (1 - ess) (1 - 1 / rho). It also
 acts where A = 0, and is unbounded where rho is small. There is nothing to tune.
 Differs: ess is that of the minibatch on one device. The form is that of FeynRL's code, whose estimate of the KL takes

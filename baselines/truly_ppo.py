@@ -3,7 +3,7 @@
 J = rho A - 1[outside] rollback KL(mu||pi), with outside where KL(mu||pi) >= delta and (rho - 1) A > 0. So c = rho
 everywhere, unbounded, plus the gradient of the KL through the logits where the item would move a policy that has moved
 too far.
-Defaults: delta = 0.03 and rollback = 5, the authors' for MuJoCo; 0.05 and 0.4 for Atari, where rho A is dropped outside.
+Defaults: delta = 0.03 and rollback = 5, the authors' for MuJoCo; 0.05 and 0.4 for Atari, without rho A outside.
 Differs: at token granularity each action token has its own KL.
 """
 

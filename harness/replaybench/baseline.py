@@ -327,8 +327,8 @@ def gradient_coefficient(
     check_shapes(log_ratio=(log_ratio, "N"))
     if baseline.declaration.beyond_the_item:
         raise ConfigError(
-            f"Baseline '{baseline.name}' reads {', '.join(baseline.declaration.beyond_the_item)}; its coefficient is no "
-            "function of the log-ratio and the advantage. Choose a baseline that needs log_mu only."
+            f"Baseline '{baseline.name}' reads {', '.join(baseline.declaration.beyond_the_item)}; its coefficient is "
+            "no function of the log-ratio and the advantage. Choose a baseline that needs log_mu only."
         )
     if advantage == 0.0:
         raise ConfigError("The gradient coefficient is h / A; choose an advantage other than 0.")

@@ -53,6 +53,8 @@ TABLE = [
     ("icepop", {}, BOTH, "0 0 0 .607 .905 1 1.11 1.65 2.72 0 0"),
     ("topr", {}, UP, "1 1 1 1 1 1 1 1 1 1 1"),
     ("topr", {}, DOWN, ".0498 .135 .368 .607 .905 1 1 1 1 1 1"),
+    ("vtrace_pg", {}, BOTH, ".0498 .135 .368 .607 .905 1 1 1 1 1 1"),
+    ("staleness_sampling", {}, BOTH, ".0498 .135 .368 .607 .905 1 1.11 1.65 2.72 7.39 20.1"),
     ("aspo", {}, UP, "3 3 2.72 1.65 1.11 1 .905 0 0 0 0"),
     ("aspo", {}, DOWN, "0 0 0 0 .905 1 1.11 1.65 2.72 3 3"),
     ("kimi_opmd", {"tau": 0.1}, UP, "1.30 1.20 1.10 1.05 1.01 1 .99 .95 .90 .80 .70"),
@@ -239,6 +241,10 @@ CLOSED_FORMS = [
         {"epsilon_min": 0.5, "epsilon_max": 1.5},
         lambda log_ratio, advantage: min(max(math.exp(log_ratio), 0.5), 1.5),
     ),
+    ClosedForm("vtrace_pg", {}, lambda log_ratio, advantage: min(math.exp(log_ratio), 1.0)),
+    ClosedForm("vtrace_pg", {"rho_bar": 3.0}, lambda log_ratio, advantage: min(math.exp(log_ratio), 3.0)),
+    # Alone in its batch, an item is an effective sample of 1.
+    ClosedForm("p3o", {}, lambda log_ratio, advantage: min(math.exp(log_ratio), 1.0)),
     ClosedForm("sapo", {}, sapo_by_hand(1.0, 1.05)),
     ClosedForm("sapo", {"tau": 2.0}, sapo_by_hand(2.0, 2.1)),
     ClosedForm("sapo", {"tau": 1.0, "tau_negative": 2.0}, sapo_by_hand(1.0, 2.0)),
@@ -344,6 +350,9 @@ def test_score_is_the_slope_of_the_surrogate_where_nothing_is_detached(
         ("spo", -1.5),
         ("ppo_klpen", 5.0 + math.log(2.0)),
         ("topr", 3.0 * math.log(0.5)),
+        ("vtrace_pg", 3.0 * math.log(0.5)),
+        ("p3o", 3.0 * math.log(0.5)),
+        ("staleness_sampling", 6.0),
         ("icepop", 6.0 * math.log(0.5)),
         # Dropped: rho is beyond 1.2 or 1.28, pi - mu = 0.25 beyond 0.2, l^2 = 0.48 beyond 0.04.
         ("aspo", 0.0),
@@ -532,6 +541,11 @@ def test_discrete_only_is_declared_where_more_than_the_ratio_is_read(name: str) 
                 log_mu=log_mu - shift,
                 advantage=advantage,
                 mask=torch.ones_like(advantage, dtype=torch.bool),
+                logits=torch.tensor([0.3, -0.4, 0.9], dtype=torch.float64).expand(2, 2, 3).clone(),
+                mu_logits=torch.tensor([0.1, 0.8, -0.2], dtype=torch.float64).expand(2, 2, 3),
+                log_prox=(log_pi + log_mu) / 2 - shift,
+                lag_updates=torch.tensor([2, 5]),
+                episode=torch.tensor([0, 1]),
             ),
         ).score
         for shift in (0.0, 20 * math.log(2.0))

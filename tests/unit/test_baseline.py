@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -272,6 +273,36 @@ def test_the_coefficient_at_zero_advantage_is_refused() -> None:
         gradient_coefficient(baseline, baseline.config(), torch.zeros(1), 0.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("gspo", "episodes"), ("tr_ppo", "mu_logits"), ("decoupled_ppo", "log_prox"), ("a3po", "lag_updates")],
+)
+def test_the_coefficient_of_more_than_an_item_is_refused(name: str, column: str) -> None:
+    """A method that reads further columns has no c(l, A); the error names the method and the column."""
+    baseline = load_baseline(name)
+    with pytest.raises(ConfigError, match=rf"'{name}' reads {column};"):
+        gradient_coefficient(baseline, baseline.config(), torch.zeros(1), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gipo", None),
+        ("zero", None),
+        ("staleness_sampling", None),
+        ("m2po", "whole batch"),
+        ("p3o", "whole batch"),
+        ("dppo_tv", "probabilities"),
+        ("gspo", "episodes"),
+        ("truly_ppo", "mu_logits"),
+    ],
+)
+def test_why_a_method_has_no_curve(name: str, reason: str | None) -> None:
+    """A curve is drawn for what depends on one item's log-ratio and advantage alone; else the reason is given."""
+    found = load_baseline(name).declaration.why_no_curve
+    assert found is None if reason is None else found is not None and reason in found
+
+
 def test_the_coefficient_scores_each_point_alone() -> None:
     """A surrogate that divides by the batch size has c = 1 at each point: every point is its own batch."""
     baseline = with_surrogate(lambda items, config: items.advantage * items.log_pi / len(items.log_pi))
@@ -285,3 +316,120 @@ def test_with_gradient_has_the_given_value_and_the_given_slope() -> None:
     (slope,) = torch.autograd.grad(result.sum(), x)
     assert result.item() == 7.0
     assert slope.item() == 6.0
+
+
+def batch_of_three_episodes() -> Items:
+    """Six decisions of two items; episode 9 lies apart, and an item of episode 4 and all of episode 7 are masked."""
+    generator = torch.Generator().manual_seed(0)
+    log_mu = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    return Items(
+        log_pi=log_mu.clone(),
+        log_mu=log_mu,
+        advantage=torch.ones_like(log_mu),
+        mask=torch.tensor([[1, 1], [1, 0], [0, 0], [1, 1], [1, 1], [1, 1]]).bool(),
+        episode=torch.tensor([9, 4, 7, 4, 9, 9]),
+    )
+
+
+def test_sums_over_an_episode_equal_a_slow_version() -> None:
+    """Sum, mean and one value an episode, by walking over the valid items; gradient 1 for each valid item's share."""
+    items = batch_of_three_episodes()
+    assert items.episode is not None
+    values = torch.arange(12, dtype=torch.float64).reshape(6, 2).requires_grad_()
+    members: dict[int, list[float]] = {9: [], 4: [], 7: []}
+    for row, number in enumerate(items.episode.tolist()):
+        members[number] += [values.tolist()[row][a] for a in range(2) if items.mask[row, a]]
+    total = items.over_episode(values)
+    assert total.shape == (6, 1)
+    assert total.flatten().tolist() == [sum(members[number]) for number in items.episode.tolist()]
+    means = [sum(members[n]) / max(len(members[n]), 1) for n in items.episode.tolist()]
+    assert items.mean_over_episode(values).flatten().tolist() == pytest.approx(means)
+    assert items.each_episode(values).tolist() == [sum(members[4]), sum(members[9])]
+    (gradient,) = torch.autograd.grad(total[0].sum(), values)
+    # Row 0 is of episode 9, so exactly its valid items count.
+    expected = items.mask & (items.episode == 9).unsqueeze(1)
+    assert torch.equal(gradient, expected.double())
+
+
+@pytest.mark.parametrize(
+    ("read", "need"),
+    [
+        (lambda items: items.proximal(), "log_prox"),
+        (lambda items: items.lag(), "lag_updates"),
+        (lambda items: items.over_episode(items.log_pi), "episodes"),
+        (lambda items: items.each_episode(items.log_pi), "episodes"),
+        (lambda items: items.kl_behaviour, "mu_logits"),
+        (lambda items: items.kl_current, "mu_logits"),
+    ],
+)
+def test_reading_an_undeclared_column_says_what_to_declare(read: Callable[[Items], Tensor], need: str) -> None:
+    """A surrogate that reads a column its file does not ask for is a ContractError that names the need."""
+    items = items_of(column(0.0), log_mu=column(0.0), advantage=column(1.0))
+    with pytest.raises(ContractError, match=f"'{need}'.*DECLARATION.needs"):
+        read(items)
+
+
+def items_with_logits(logits: Tensor, mu_logits: Tensor, *, is_joint: bool) -> Items:
+    """Items whose logged action is bin 1 of each token, one a token or one a step."""
+    log_pi, log_mu = (torch.log_softmax(x, -1)[..., 1] for x in (logits, mu_logits))
+    if is_joint:
+        log_pi, log_mu = log_pi.sum(-1, keepdim=True), log_mu.sum(-1, keepdim=True)
+    return Items(
+        log_pi=log_pi,
+        log_mu=log_mu,
+        advantage=torch.linspace(-1, 2, log_pi.numel(), dtype=torch.float64).reshape(log_pi.shape),
+        mask=torch.ones_like(log_pi, dtype=torch.bool),
+        logits=logits,
+        mu_logits=mu_logits,
+    )
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_both_divergences_equal_those_of_torch_distributions(is_joint: bool) -> None:
+    """KL(mu||pi) and KL(pi||mu) of each token, or summed over a step's tokens; mu may be of lower precision."""
+    generator = torch.Generator().manual_seed(1)
+    logits, mu_logits = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64).unbind()
+    items = items_with_logits(logits, mu_logits.float(), is_joint=is_joint)
+    pi, mu = (torch.distributions.Categorical(logits=x) for x in (logits, mu_logits.float().double()))
+    for actual, expected in (
+        (items.kl_behaviour, torch.distributions.kl_divergence(mu, pi)),
+        (items.kl_current, torch.distributions.kl_divergence(pi, mu)),
+    ):
+        expected = expected.sum(-1, keepdim=True) if is_joint else expected
+        assert actual.shape == items.log_pi.shape
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+def test_score_and_logits_score_together_are_the_whole_gradient(is_joint: bool) -> None:
+    """Through a network, score * log pi + logits_score * logits has the gradient of the written-out objective.
+
+    The objective is rho A - 0.3 KL(pi||mu) - 0.2 KL(mu||pi), differentiated by plain autograd.
+    """
+
+    def with_divergences(items: Items, config: object) -> Tensor:
+        return items.log_ratio.exp() * items.advantage - 0.3 * items.kl_current - 0.2 * items.kl_behaviour
+
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    mu_logits = torch.randn(6, 2, 3, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def network() -> Tensor:
+        return torch.tanh(inputs @ weight).reshape(6, 2, 3)
+
+    logits = network()
+    items = items_with_logits(logits, mu_logits, is_joint=is_joint)
+    value = evaluate_surrogate(with_surrogate(with_divergences), None, items)
+    assert value.logits_score is not None
+    together = (value.score * items.log_pi).sum() + (value.logits_score * logits).sum()
+    (actual,) = torch.autograd.grad(together, weight)
+
+    log_p, log_q = torch.log_softmax(network(), -1), torch.log_softmax(mu_logits, -1)
+    ratio = (log_p - log_q)[..., 1]
+    ratio = ratio.sum(-1, keepdim=True).exp() if is_joint else ratio.exp()
+    penalty = 0.3 * (log_p.exp() * (log_p - log_q)).sum() + 0.2 * (log_q.exp() * (log_q - log_p)).sum()
+    (expected,) = torch.autograd.grad((ratio * items.advantage).sum() - penalty, weight)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    objective = ((ratio * items.advantage).sum() - penalty).detach()
+    torch.testing.assert_close(value.surrogate.sum(), objective, rtol=1e-10, atol=0)

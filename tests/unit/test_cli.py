@@ -114,6 +114,7 @@ def test_a_baseline_is_shown_as_its_file(run: Run) -> None:
         (["baseline", "coef", "gipo", "--set", "sigm=1"], "Did you mean 'sigma'?"),
         (["baseline", "coef", "gipo", "--set", "sigma=wide"], "setting 'sigma'"),
         (["baseline", "coef", "gipo", "--advantage=0"], "other than 0"),
+        (["baseline", "coef", "gspo"], "'gspo' reads episodes"),
         (["sweep", "run", "smok"], "Did you mean 'smoke'?"),
         (["sweep", "plan", "none.toml"], "No sweep at 'none.toml'"),
         (["sweep", "run", "smoke", "--baseline", "mine.py"], "No baseline file at 'mine.py'"),

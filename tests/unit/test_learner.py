@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from replaybench.baseline import load_baseline
+from replaybench.baseline import baseline_paths, load_baseline
 from replaybench.episode import Episode
 from replaybench.errors import ConfigError, NumericalError
 from replaybench.learner import Learner, estimate_advantages, log_pi_of_log, predict_values
@@ -347,3 +348,99 @@ def test_numbers_out_of_range_raise_before_the_weights_change(what: str) -> None
         learner.policy_step(INDEX)
     after = learner.policy.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+WHOLE_EPISODES = torch.arange(6, 16)
+
+
+def test_the_learning_rate_follows_the_baselines_scale_and_comes_back() -> None:
+    """By hand: VCPO's scale is the root of (sum W)^2 / (2 sum W^2) of the two episodes; the next batch has its own.
+
+    A batch of one episode has the scale 1, so the rate is not multiplied twice.
+    """
+    learner = make_learner("vcpo", learning_rate=0.01)
+    log_ratio = (log_pi_of_log(learner.policy, learner.replay) - learner.replay.log_mu).sum(1).tolist()
+    weights = [math.exp(sum(log_ratio[6:13])), math.exp(sum(log_ratio[13:16]))]
+    expected = math.sqrt(sum(weights) ** 2 / (2 * sum(weight**2 for weight in weights)))
+    assert expected < 0.99
+    learner.policy_step(WHOLE_EPISODES)
+    assert learner.optimiser.param_groups[0]["lr"] == pytest.approx(0.01 * expected, rel=1e-6)
+    learner.policy_step(torch.arange(5))
+    assert learner.optimiser.param_groups[0]["lr"] == pytest.approx(0.01, rel=1e-6)
+
+
+def test_the_value_heads_learning_rate_is_not_scaled() -> None:
+    """The scale is the policy's: the value head keeps its own rate."""
+    learner = make_learner("vcpo", learning_rate=0.01, value_learning_rate=0.5)
+    learner.policy_step(WHOLE_EPISODES)
+    assert learner.optimiser.param_groups[1]["lr"] == 0.5
+
+
+def test_the_proximal_policy_is_that_of_the_last_recomputation() -> None:
+    """After an update, log_prox is still the log-probability before it; refreshed, it is the current one."""
+    learner = make_learner("decoupled_ppo", learning_rate=0.05)
+    before = log_pi_of_log(learner.policy, learner.replay)[INDEX]
+    first, second = learner.policy_step(INDEX).items, learner.policy_step(INDEX).items
+    torch.testing.assert_close(first.proximal(), before)
+    torch.testing.assert_close(second.proximal(), before)
+    assert not torch.allclose(second.log_pi.detach(), before)
+    learner.refresh_advantages()
+    now = log_pi_of_log(learner.policy, learner.replay)[INDEX]
+    torch.testing.assert_close(learner.policy_step(INDEX).items.proximal(), now)
+
+
+def test_the_lag_grows_with_every_update() -> None:
+    """Logged by version 0 and learnt from after 40 updates, decisions lag 40 at the first update and 41 at the next."""
+    loaded = load_baseline("a3po")
+    settings = TrainSettings(learning_rate=0.01)
+    learner = Learner(make_policy("start"), loaded, loaded.config(), make_replay(), settings, start_version=40)
+    learner.refresh_advantages()
+    found = [learner.policy_step(INDEX).items.lag() for _ in range(2)]
+    assert [lag.unique().tolist() for lag in found] == [[40], [41]]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "column"),
+    [("gspo", "episode"), ("truly_ppo", "logits"), ("truly_ppo", "mu_logits"), ("a3po", "lag_updates")],
+)
+def test_a_baseline_is_given_what_it_declares_and_no_more(baseline: str, column: str) -> None:
+    """The declared column is there for the baseline that asks, and absent for one that does not."""
+    assert getattr(make_learner(baseline).policy_step(WHOLE_EPISODES).items, column) is not None
+    assert getattr(make_learner("ppo_clip").policy_step(WHOLE_EPISODES).items, column) is None
+
+
+@pytest.mark.parametrize("granularity", ["token", "step"])
+@pytest.mark.parametrize("path", baseline_paths().values(), ids=lambda path: path.stem)
+def test_every_baseline_makes_updates_on_whole_episodes(path: Path, granularity: str) -> None:
+    """The learner gives every shipped method all it reads at both granularities: two updates, no number out of range.
+
+    What updates the policy has a gradient in a batch that holds the policy's own actions too.
+    """
+    learner = make_learner(str(path), granularity=granularity)
+    fresh = torch.arange(5)
+    learner.replay.log_mu[fresh] = log_pi_of_log(learner.policy, learner.replay)[fresh]
+    steps = [learner.policy_step(torch.arange(16)) for _ in range(2)]
+    assert all(math.isfinite(step.grad_norm) and math.isfinite(step.policy_loss) for step in steps)
+    assert (steps[0].grad_norm > 0) == learner.baseline.declaration.updates_policy
+
+
+@pytest.mark.parametrize("granularity", ["token", "step"])
+def test_a_pull_on_the_logits_reaches_the_policy(granularity: str) -> None:
+    """Truly PPO's gradient is that of its written objective, with the exact KL of torch.distributions."""
+    learner = make_learner("truly_ppo", {"delta": 0.05, "rollback": 2.0}, granularity=granularity)
+    policy, replay = make_policy("start"), learner.replay
+    assert replay.mu_logits is not None
+    is_joint = granularity == "step"
+    log_ratio = log_pi_by_hand(policy, replay) - replay.log_mu[INDEX]
+    behaviour = torch.distributions.Categorical(logits=replay.mu_logits[INDEX])
+    current = torch.distributions.Categorical(logits=policy(replay.observations[replay.row[INDEX]]).logits_BAK)
+    kl = torch.distributions.kl_divergence(behaviour, current)
+    if is_joint:
+        log_ratio, kl = log_ratio.sum(1, keepdim=True), kl.sum(1, keepdim=True)
+    advantage = normalised(learner.advantage)[:, None].expand_as(log_ratio)
+    outside = (kl >= 0.05) & ((log_ratio.exp() - 1) * advantage > 0)
+    assert outside.any()
+    objective = (log_ratio.exp() * advantage - 2.0 * outside * kl).mean()
+    expected = gradients(-objective, policy.policy_parameters())
+    learner.policy_step(INDEX)
+    assert_gradients(learner.policy.policy_parameters(), expected, rtol=1e-3)

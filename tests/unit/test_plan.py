@@ -11,7 +11,8 @@ from replaybench import plan
 from replaybench.errors import ConfigError, DataError
 from replaybench.plan import SweepSpec, arms, check, count_runs, load_sweep, preset_paths, runs, sources
 from replaybench.recipe import load_recipe
-from replaybench.spec import RunSpec
+from replaybench.spec import AdvantageSettings, RunSpec
+from replaybench.store import Card, Log, read_card
 
 ToySweep = Callable[..., SweepSpec]
 QUICK = """
@@ -252,3 +253,43 @@ def test_a_dataset_is_a_folder_only_when_it_is_written_as_a_path(
     (source,) = sources(toy_sweep(datasets=("gridworld-5x5",)), tmp_path / "data")
     assert source.recipe is not None
     assert source.folder == tmp_path / "data" / "gridworld-5x5"
+
+
+def test_a_baseline_that_reads_logits_needs_them_in_the_log(
+    toy_sweep: ToySweep, toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without mu_logits the sweep is refused at plan time, naming baseline and data set; with them it is planned."""
+    spec = toy_sweep(baselines=("zero", "ppo_clip", "tr_ppo"))
+    assert any(run.baseline == "tr_ppo" for run in planned(spec, toy_data))
+    monkeypatch.setattr(Log, "has_mu_logits", lambda self, levels, format: False)
+    with pytest.raises(ConfigError, match=r"'tr_ppo' needs mu_logits, which dataset 'toy', lineage 0 lacks.*log the"):
+        planned(spec, toy_data)
+
+
+@pytest.mark.parametrize("baseline", ["a3po", "staleness_sampling"])
+def test_a_baseline_that_reads_the_lag_needs_levels_whose_lag_is_known(
+    toy_sweep: ToySweep, toy_data: Path, monkeypatch: pytest.MonkeyPatch, baseline: str
+) -> None:
+    """In the surrogate or for sampling, an unknown lag is refused at plan time; a known one is planned."""
+    spec = toy_sweep(baselines=("zero", "ppo_clip", baseline))
+    assert any(run.baseline == baseline for run in planned(spec, toy_data))
+
+    def without_lag(folder: Path) -> Card:
+        card = read_card(folder)
+        levels = {name: level.model_copy(update={"lag_updates": None}) for name, level in card.levels.items()}
+        return card.model_copy(update={"levels": levels})
+
+    monkeypatch.setattr(plan, "read_card", without_lag)
+    with pytest.raises(ConfigError, match=f"'{baseline}' needs lag_updates.*behaviour_version"):
+        planned(spec, toy_data)
+
+
+def test_vtrace_is_planned_with_its_own_advantages_only(toy_sweep: ToySweep, toy_data: Path) -> None:
+    """The method is a ratio and an estimator together; another estimator is refused, naming both."""
+    spec = toy_sweep(baselines=("zero", "ppo_clip", "vtrace_pg"))
+    with pytest.raises(
+        ConfigError, match="'vtrace_pg' is defined with advantage estimator 'vtrace', the sweep's is 'gae'"
+    ):
+        planned(spec, toy_data)
+    train = spec.train.model_copy(update={"advantage": AdvantageSettings(estimator="vtrace")})
+    assert any(run.baseline == "vtrace_pg" for run in planned(spec.model_copy(update={"train": train}), toy_data))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from replaybench.episode import Episode, check_episode
 from replaybench.errors import DataError
-from replaybench.replay import minibatches, pack, take_steps
+from replaybench.replay import episode_minibatches, minibatches, pack, take_steps, weighted_minibatches
 from replaybench.spec import TrainSettings
 from replaybench.train import steps_for
 
@@ -192,6 +192,50 @@ def test_passes_are_shuffled_differently_and_only_by_the_generator() -> None:
     assert first != second != list(range(50))
     assert order(0) == [first, second]
     assert order(1) != [first, second]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_episode_batches_hold_whole_episodes_and_each_once_a_pass(batch_size: int) -> None:
+    """Every batch is a run of whole episodes in order, the first to reach the size; a pass uses each episode once."""
+    lengths = (3, 1, 5, 2, 4)
+    replay = pack(make_episodes(list(lengths)), CPU)
+    first = np.cumsum((0, *lengths[:-1]))
+    episodes = {int(start): list(range(start, start + length)) for start, length in zip(first, lengths, strict=True)}
+    drawn: list[int] = []
+    for batch in episode_minibatches(replay.ends, batch_size, 12, np.random.default_rng(3)):
+        rows = batch.tolist()
+        taken = 0
+        while taken < len(rows):
+            assert taken < batch_size
+            episode = episodes[rows[taken]]
+            assert rows[taken : taken + len(episode)] == episode
+            drawn.append(episode[0])
+            taken += len(episode)
+        assert taken >= batch_size
+    passes = [drawn[i : i + len(lengths)] for i in range(0, len(drawn) - len(lengths) + 1, len(lengths))]
+    assert len(passes) >= 2
+    assert all(sorted(one) == sorted(episodes) for one in passes)
+
+
+def test_weighted_batches_follow_their_weights() -> None:
+    """Of 40,000 draws with weights 1, 1/2, 1/4 and 0, the shares are 4/7, 2/7, 1/7 and 0 within five deviations."""
+    weight = torch.tensor([1.0, 0.5, 0.25, 0.0])
+    batches = list(weighted_minibatches(weight, 400, 100, np.random.default_rng(4)))
+    assert [len(batch) for batch in batches] == [400] * 100
+    counts = np.bincount(torch.cat(batches).numpy(), minlength=4)
+    shares = np.array([4, 2, 1, 0]) / 7
+    assert (np.abs(counts / 40_000 - shares) <= 5 * np.sqrt(shares * (1 - shares) / 40_000)).all()
+
+
+def test_weighted_batches_are_drawn_by_the_generator_alone() -> None:
+    """The same generator repeats the draws, another one does not."""
+
+    def draws(seed: int) -> list[int]:
+        (batch,) = weighted_minibatches(torch.ones(50), 60, 1, np.random.default_rng(seed))
+        found: list[int] = batch.tolist()
+        return found
+
+    assert draws(0) == draws(0) != draws(1)
 
 
 @pytest.mark.parametrize(("ratio", "steps"), [(1.0, 2048), (8.0, 256), (0.5, 4096), (10.24, 200), (1e9, 1)])

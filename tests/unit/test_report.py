@@ -10,20 +10,12 @@ from scipy import stats
 from test_results import success_of, write_sweep
 
 from replaybench.record import SweepFolder
-from replaybench.report import (
-    TERMINAL_COLUMNS,
-    Built,
-    build_report,
-    conclusion,
-    gather,
-    glance_table,
-    provenance_frame,
-    signed,
-    verdict_text,
-    weight_table,
-    widest_cell,
-    with_interval,
-)
+from replaybench.report import Built, build_report
+from replaybench.report.figures import weight_table, widest_cell
+from replaybench.report.material import gather
+from replaybench.report.tables import glance_table, provenance_frame
+from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, verdict_text
+from replaybench.report.words import signed, with_interval
 from replaybench.spec import RunSpec
 
 
@@ -148,6 +140,16 @@ def test_weight_curves_pass_through_one_and_name_what_has_none(tmp_path: Path) -
     table, left_out = weight_table(material)
     assert "gipo" not in set(table["baseline"])
     assert left_out == ["gipo (changed or missing on disk)"]
+
+
+def test_what_depends_on_more_than_the_log_ratio_has_no_curve_and_says_why(tmp_path: Path) -> None:
+    """A method of whole sequences and one of batch statistics are named with a reason; the others are drawn."""
+    arms: list[tuple[str, dict[str, Any], float]] = [(name, {}, 1e-4) for name in ("zero", "ppo_clip", "gspo", "m2po")]
+    table, left_out = weight_table(gather(write_sweep(tmp_path, datasets=["door"], arms=arms)))
+    assert set(table["baseline"]) == {"zero", "ppo_clip"}
+    assert len(left_out) == 2
+    for name, text in zip(("gspo", "m2po"), left_out, strict=True):
+        assert re.fullmatch(rf"{name} \(.{{5,}}\)", text)
 
 
 def test_the_exact_study_shows_the_cell_with_the_widest_ratios() -> None:

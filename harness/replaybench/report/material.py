@@ -1,0 +1,92 @@
+"""Everything that a report is made from, read once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from replaybench import plots
+from replaybench.analysis.compare import POOLED, improvement_over_start, level_summary, paired_differences
+from replaybench.baseline import Baseline, baseline_paths, load_baseline
+from replaybench.errors import ReplayBenchError
+from replaybench.record import SweepFolder
+from replaybench.report.words import from_to
+from replaybench.results import LevelFacts, Sweep, final_success, level_facts, levels_by_distance, manifests, read_sweep
+from replaybench.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Everything that the report is made from."""
+
+    folder: SweepFolder
+    sweep: Sweep
+    facts: LevelFacts
+    look: plots.Look
+    success: pl.DataFrame
+    summary: pl.DataFrame
+    differences: pl.DataFrame
+    improvement: pl.DataFrame
+    num_complete: int
+    manifests: list[dict[str, Any]]
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets of the sweep, sorted."""
+        return sorted({run.dataset for run in self.sweep.runs})
+
+    @property
+    def settings(self) -> list[tuple[float, str]]:
+        """The (replay ratio, level) pairs, levels from fresh to stale."""
+        return [(ratio, level) for ratio in sorted(self.sweep.spec.replay_ratios) for level in self.look.levels]
+
+
+def gather(folder: SweepFolder) -> Material:
+    """Reads the records and computes the tables."""
+    sweep = read_sweep(folder)
+    facts = level_facts(sweep.runs)
+    success = final_success(folder)
+    levels = levels_by_distance(sweep.spec, facts.frame)
+    baseline_of = {sweep.labels[run.run_id()]: run.baseline for run in sweep.runs}
+    ordered = dict(sorted(baseline_of.items(), key=lambda item: (item[0] != sweep.control, item[0])))
+    look = plots.Look(
+        styles=plots.styles(ordered, list(baseline_paths()), sweep.control),
+        levels=levels,
+        control=sweep.control,
+        reference=sweep.reference,
+    )
+    return Material(
+        folder=folder,
+        sweep=sweep,
+        facts=facts,
+        look=look,
+        success=success,
+        summary=level_summary(success),
+        differences=paired_differences(success, sweep.reference),
+        improvement=improvement_over_start(success, sweep.control),
+        num_complete=sum(folder.is_complete(run.run_id()) for run in sweep.runs),
+        manifests=manifests(folder),
+    )
+
+
+def n_words(material: Material) -> str:
+    """Returns how many lineages a comparison rests on."""
+    counts = sorted(set(material.differences.filter(pl.col("dataset") == POOLED)["n"].to_list()))
+    return "n = 0 lineages" if not counts else f"n = {from_to(counts[0], counts[-1])} lineages"
+
+
+def first_runs(sweep: Sweep) -> dict[str, RunSpec]:
+    """Returns one run of each arm, by label."""
+    found: dict[str, RunSpec] = {}
+    for run in sweep.runs:
+        found.setdefault(sweep.labels[run.run_id()], run)
+    return dict(sorted(found.items()))
+
+
+def loaded_baseline(run: RunSpec) -> Baseline | None:
+    """Returns the baseline file that the run used, or None where it is gone or another one now."""
+    try:
+        baseline = load_baseline(run.baseline_path or run.baseline)
+    except ReplayBenchError:
+        return None
+    return baseline if baseline.digest == run.baseline_sha256 else None

@@ -1,0 +1,48 @@
+"""Renders the page from the template."""
+
+from collections.abc import Mapping
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from replaybench.paths import TEMPLATE
+from replaybench.report.figures import ShownFigure
+from replaybench.report.material import Material, first_runs
+from replaybench.report.tables import Table
+from replaybench.report.verdict import conclusion
+from replaybench.report.words import plain, pooled
+
+
+def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: Mapping[str, Table]) -> str:
+    """Returns the page: one file that needs no other one and no network."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    spec = material.sweep.spec
+    missing = len(material.sweep.runs) - material.num_complete
+    return environment.get_template(TEMPLATE.name).render(
+        name=spec.name,
+        description=spec.description,
+        reference=material.sweep.reference,
+        control=material.sweep.control,
+        arms_of_reference=sum(run.baseline == spec.reference for run in first_runs(material.sweep).values()),
+        levels=material.look.levels,
+        ratios=[f"{ratio:g}" for ratio in sorted(spec.replay_ratios)],
+        datasets=material.datasets,
+        num_lineages=len(spec.lineages),
+        num_seeds=len(spec.seeds),
+        num_episodes=spec.evaluate.episodes,
+        num_planned=len(material.sweep.runs),
+        num_complete=material.num_complete,
+        num_missing=missing,
+        conclusion=conclusion(material),
+        detectable=_missed_range(material),
+        figures=figures,
+        diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
+        tables=tables,
+        unread=material.facts.unread,
+    )
+
+
+def _missed_range(material: Material) -> str:
+    limits = pooled(material.differences)["minimum_detectable"].drop_nulls().to_list()
+    return f"{plain(min(limits))} to {plain(max(limits))}" if limits else ""
