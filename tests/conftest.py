@@ -17,6 +17,9 @@ from replaybench.rollout import Acting, goal_plans, policy_actor, rollout
 from replaybench.seeding import torch_generator
 from replaybench.store import Card, LevelCard, ShardWriter
 
+# Test processes share the cores; threads of their own would only wait for each other.
+torch.set_num_threads(1)
+
 TASK = "gridworld-5x5"
 LEVELS = {"fresh": 40, "stale": 0}
 Cli = Callable[..., subprocess.CompletedProcess[str]]

@@ -161,6 +161,7 @@ def baseline_coef(
     log_ratio: Annotated[str, typer.Option(help="Log-ratios, separated by commas.")] = "-3,-2,-1,-0.5,0,0.5,1,2,3",
     advantage: Annotated[float, typer.Option(help="Advantage; its sign matters.")] = 1.0,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE of the Config.")] = None,  # noqa: UP045
+    log_mu: Annotated[float, typer.Option(help="log mu of the action, for corrections that read probabilities.")] = 0.0,
     as_json: AsJson = False,
 ) -> None:
     """Print the gradient coefficient c(l, A) that multiplies A * grad log pi.
@@ -170,11 +171,16 @@ def baseline_coef(
     import torch
 
     from replaybench.baseline import gradient_coefficient, load_baseline
+    from replaybench.errors import ConfigError
 
     baseline = load_baseline(name)
     config = baseline.config(_key_values(settings or []))
     values = torch.tensor(_numbers(log_ratio), dtype=torch.float64)
-    coefficient = gradient_coefficient(baseline, config, values, advantage).tolist()
+    if baseline.declaration.discrete_only and float(values.max()) + log_mu > 0:
+        raise ConfigError(
+            f"Baseline '{name}' reads probabilities: choose --log-mu so that log_mu + l is at most 0 for every l."
+        )
+    coefficient = gradient_coefficient(baseline, config, values, advantage, log_mu=log_mu).tolist()
     if as_json:
         print(json.dumps({"log_ratio": values.tolist(), "coef": coefficient}))
     else:

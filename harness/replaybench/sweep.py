@@ -1,7 +1,6 @@
 """Carries out a sweep: makes the missing logs, runs the missing runs, records each as it ends."""
 
 import json
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -147,7 +146,7 @@ class _Work:
             "started_unix_s": started,
             "wall_s": time.perf_counter() - clock,
             "host": host_facts(),
-            "versions": versions(log.card.versions.get("simulator", log.card.suite)) | {"python": platform.python_version()},
+            "versions": versions(log.card.versions.get("simulator", log.card.suite)),
         }
         SweepFolder(self.folder).write_result(spec, result.rows, manifest)
         final = [v for m, v in zip(result.rows.metric, result.rows.value, strict=True) if m == "success"]

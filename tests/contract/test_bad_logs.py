@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from replaybench.episode import Episode
 from replaybench.errors import DataError
 from replaybench.store import FORMATS, Card, LevelCard, ShardWriter, open_log, read_card, verify

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from replaybench.episode import Episode
 from replaybench.store import Card, LevelCard, ShardWriter
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from store_episodes import make_card, write_log
+
 from replaybench.errors import DataError
 from replaybench.store import Card, CheckpointEntry, LevelCard, ShardEntry, card_digest, read_card, write_card
 from replaybench.store.toml import to_toml
-from store_episodes import make_card, write_log
 
 plain = st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(exclude_categories=["Cs"]))
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from replaybench.errors import DataError
 from replaybench.store.files import CHUNK_BYTES, atomic_write, sha256_file
 

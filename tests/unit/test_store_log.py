@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from store_episodes import assert_same, image_episode, logged_episodes, make_card, make_episode, weights, write_log
+
 from replaybench.errors import ConfigError, DataError
 from replaybench.store import FORMATS, LevelCard, ShardEntry, ShardWriter, open_log, read_card, verify
-from store_episodes import assert_same, image_episode, logged_episodes, make_card, make_episode, weights, write_log
 
 
 def files(folder: Path) -> list[str]:

@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from store_episodes import NUM_BINS, NUM_TOKENS, assert_same, image_episode, make_episode
+
 from replaybench.episode import Episode
 from replaybench.errors import DataError
 from replaybench.store import FORMATS
-from store_episodes import NUM_BINS, NUM_TOKENS, assert_same, image_episode, make_episode
 
 KINDS: dict[str, Callable[[], list[Episode]]] = {
     "states": lambda: [make_episode("a", 4), make_episode("b", 1), make_episode("c", 6)],

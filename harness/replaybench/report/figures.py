@@ -220,7 +220,7 @@ def draw_distances(material: Material) -> list[Drawing]:
         for j, level in enumerate(levels):
             chosen = (pl.col("dataset") == dataset) & (pl.col("replay_ratio") == ratio) & (pl.col("level") == level)
             plots.distances(axes[i, j], table.filter(chosen), material.look)
-            axes[i, j].set_title(f"{dataset}, {level}, replay ratio {ratio:g}", fontsize=8.5)
+            axes[i, j].set_title(f"{dataset}\n{level}, replay ratio {ratio:g}", fontsize=8.5)
         axes[i, 0].set_ylabel("KL(start || end)")
     plots.log_where_positive(list(axes.flat), table, TO_BEHAVIOUR, TO_START)
     for panel in axes[-1]:
