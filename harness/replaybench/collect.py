@@ -1,6 +1,5 @@
 """Makes the log folder of one lineage: behaviour checkpoints, logged episodes of every level, the measured card."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from scipy import stats
 
-from replaybench import __version__
 from replaybench.episode import Episode
 from replaybench.errors import ConfigError, DataError
 from replaybench.evaluate import World, open_world
@@ -18,6 +16,7 @@ from replaybench.learner import log_pi_of_log
 from replaybench.lineage import CPU, Breeder, Checkpoint, Family, Report
 from replaybench.maths.ratios import categorical_kl, off_policyness
 from replaybench.policy import Policy
+from replaybench.provenance import versions
 from replaybench.recipe import Level, Recipe
 from replaybench.replay import Replay, pack
 from replaybench.store import Card, LevelCard, ShardWriter
@@ -237,13 +236,3 @@ def _card(
             for name, level in levels.items()
         },
     )
-
-
-def versions(simulator: str) -> dict[str, str]:
-    """Returns the versions that decide what a rerun computes."""
-    packages = ("torch", "numpy")
-    return {
-        "replaybench": __version__,
-        "simulator": simulator,
-        **{package: importlib.metadata.version(package) for package in packages},
-    }

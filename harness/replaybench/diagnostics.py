@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from replaybench.evaluate import Outcome
-from replaybench.learner import CHUNK, Step, log_pi_of_log
-from replaybench.maths.ratios import categorical_kl, off_policyness
+from replaybench.learner import CHUNK, Step
+from replaybench.maths.ratios import categorical_kl, off_policyness, token_log_prob
 from replaybench.policy import Policy
 from replaybench.replay import Replay
 
@@ -61,27 +61,26 @@ def step_rows(rows: Rows, update: int, step: Step) -> None:
 
 def distance_rows(rows: Rows, update: int, policy: Policy, start: Policy, replay: Replay) -> None:
     """Writes how far the trained policy is from behaviour and start policy, on the replayed states."""
-    log_pi_NA = log_pi_of_log(policy, replay)
+    log_pi_NA, log_start_NA, kl_NA = _compare(policy, start, replay)
     to_behaviour = off_policyness(log_pi_NA - replay.log_mu)
     rows.add(update, "end_kl_k3_behaviour", to_behaviour.k3)
     rows.add(update, "end_ess_token_behaviour", to_behaviour.ess)
     rows.add(update, "end_abs_log_ratio_p95_behaviour", to_behaviour.abs_log_ratio_p95)
-    log_start_NA = log_pi_of_log(start, replay)
-    from_start = off_policyness(log_pi_NA - log_start_NA)
-    rows.add(update, "end_abs_log_ratio_p95_start", from_start.abs_log_ratio_p95)
-    rows.add(update, "end_kl_start", _mean_exact_kl(start, policy, replay))
+    rows.add(update, "end_abs_log_ratio_p95_start", off_policyness(log_pi_NA - log_start_NA).abs_log_ratio_p95)
+    rows.add(update, "end_kl_start", float(kl_NA.double().mean()))
 
 
-def _mean_exact_kl(start: Policy, policy: Policy, replay: Replay) -> float:
-    """Returns the mean exact KL(start||policy) of an action token on the replayed states, in nats."""
-    total, count = 0.0, 0
+def _compare(policy: Policy, start: Policy, replay: Replay) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns log pi, log pi_start and the exact KL(start||policy) of every logged action token, [N, A] each."""
+    parts = []
     with torch.no_grad():
-        for rows in replay.row.split(CHUNK):
+        for rows, tokens in zip(replay.row.split(CHUNK), replay.action_tokens.split(CHUNK), strict=True):
             observations = replay.observations[rows]
-            kl_BA = categorical_kl(start(observations).logits_BAK, policy(observations).logits_BAK)
-            total += float(kl_BA.double().sum())
-            count += kl_BA.numel()
-    return total / count
+            logits, start_logits = policy(observations).logits_BAK, start(observations).logits_BAK
+            kl_BA = categorical_kl(start_logits, logits)
+            parts.append((token_log_prob(logits, tokens), token_log_prob(start_logits, tokens), kl_BA))
+    log_pi, log_start, kl = (torch.cat(column) for column in zip(*parts, strict=True))
+    return log_pi, log_start, kl
 
 
 def _ess(weight: Tensor) -> float:

@@ -102,7 +102,7 @@ class Breeder:
         )
 
     def grow(self) -> Family:
-        """Makes the main line, at the first learning rate that does not carry it past its band too early.
+        """Makes the main line, at the first learning rate that does not carry it past its band.
 
         Raises:
             DataError: The warm start or the RL did not reach its band of success.
@@ -115,23 +115,24 @@ class Breeder:
                 return Family([warm_start, *checkpoints], warm_success, learning_rate)
         rules = self.recipe.reinforcement
         raise DataError(
-            f"{self.where}: success passed {rules.success[1]} before {rules.min_updates} updates at every rate "
+            f"{self.where}: success is above {rules.success[1]} after {rules.min_updates} updates at every rate "
             f"of {list(rules.learning_rates)}. Add a lower one, lower min_updates, or choose a harder task."
         )
 
     def _climb(self, warm_start: Checkpoint, learning_rate: float) -> list[Checkpoint] | None:
-        """Returns the checkpoints up to the first one in the band, or None if success passed the band."""
+        """Returns the checkpoints up to the first one in the band, or None if it was overshot."""
         rules = self.recipe.reinforcement
         policy = self.restore(warm_start)
         checkpoints: list[Checkpoint] = []
         for version in self._reinforce(policy, 0, learning_rate, "main", learning_rate):
             checkpoints.append(Checkpoint(version, _weights(policy)))
-            if len(checkpoints) % rules.check_every == 0:
+            # Checked only where it could end: a check costs as much as two iterations of learning.
+            if version >= rules.min_updates and len(checkpoints) % rules.check_every == 0:
                 success = self.success(policy, rules.check_episodes)
                 self.report(f"{self.where}: {version} updates at {learning_rate:g}, success {success:.2f}")
                 if success > rules.success[1]:
                     return None
-                if version >= rules.min_updates and success >= rules.success[0]:
+                if success >= rules.success[0]:
                     return checkpoints
             if version >= rules.max_updates:
                 raise DataError(

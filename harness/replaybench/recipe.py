@@ -40,10 +40,10 @@ class Reinforcement(Spec):
     """Strictly on-policy RL: every collected decision is used for one policy update, once.
 
     learning_rates: Tried in this order, each from the warm start; the next, lower one is taken when success
-        passes the band before `min_updates`.
+        is above the band when it is checked.
     success: Band in which the newest checkpoint must stand on the stop-rule goals.
     min_updates: Updates that must lie between the warm start and the newest checkpoint.
-    check_every: Iterations between checks of the stop rule.
+    check_every: Iterations between checks of the stop rule, which begin at `min_updates`.
     """
 
     baseline: str

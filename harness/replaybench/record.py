@@ -11,7 +11,6 @@
 import fcntl
 import io
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,15 +180,3 @@ def missing_runs(folder: SweepFolder, runs: Sequence[RunSpec]) -> list[RunSpec]:
     """Returns the runs that have neither a result nor a recorded failure."""
     ids = {run.run_id(): run for run in runs}
     return [run for run_id, run in ids.items() if not folder.is_complete(run_id) and not folder.has_failed(run_id)]
-
-
-def host_facts() -> dict[str, Any]:
-    """Returns what identifies the machine loosely enough to publish."""
-    import platform
-
-    return {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from replaybench.collect import make_lineage, versions
+from replaybench.collect import make_lineage
 from replaybench.errors import DataError, RunFailed
 from replaybench.executor import Done, Job, run_jobs
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
+from replaybench.provenance import checkout_commit, host_facts, versions
 from replaybench.recipe import Recipe
-from replaybench.record import SweepFolder, host_facts, missing_runs
+from replaybench.record import SweepFolder, missing_runs
 from replaybench.spec import RunSpec
 from replaybench.store import open_log, read_card
 from replaybench.store.card import FILE_NAME
@@ -146,6 +147,7 @@ class _Work:
             "started_unix_s": started,
             "wall_s": time.perf_counter() - clock,
             "host": host_facts(),
+            "commit": checkout_commit(),
             "versions": versions(log.card.versions.get("simulator", log.card.suite)),
         }
         SweepFolder(self.folder).write_result(spec, result.rows, manifest)

@@ -13,7 +13,8 @@ import pytest
 from replaybench import record
 from replaybench.diagnostics import Rows
 from replaybench.errors import ConfigError, DataError
-from replaybench.record import SweepFolder, host_facts, missing_runs, read_json
+from replaybench.provenance import host_facts
+from replaybench.record import SweepFolder, missing_runs, read_json
 from replaybench.spec import EvaluateSettings, RunSpec, TrainSettings
 
 

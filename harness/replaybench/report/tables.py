@@ -1,6 +1,5 @@
 """The tables of the page and their CSV files."""
 
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from replaybench.analysis.compare import BETTER, POOLED, UNRESOLVED, WORSE
-from replaybench.paths import PACKAGE_DIR, ROOT
+from replaybench.provenance import checkout_commit
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.material import Material, first_runs, loaded_baseline
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
@@ -82,6 +81,7 @@ def provenance_frame(material: Material) -> pl.DataFrame:
     rows += [("sum of the runs' wall time", f"{sum(m['wall_s'] for m in material.manifests):.0f} s")]
     rows += [(f"version of {name}", value) for name, value in _tallied(m["versions"] for m in material.manifests)]
     rows += [(f"host: {name}", value) for name, value in _tallied(m["host"] for m in material.manifests)]
+    rows += [("commit of the runs", value) for _, value in _tallied({"": m.get("commit")} for m in material.manifests)]
     commit = checkout_commit()
     rows += [("commit of the checkout that built this page", commit)] if commit else []
     rows += [("files that built this page", "installed package")] if not commit else []
@@ -111,22 +111,6 @@ def _tallied(records: Any) -> list[tuple[str, str]]:
         (key, next(iter(found)) if len(found) == 1 else ", ".join(f"{v} ({n} runs)" for v, n in sorted(found.items())))
         for key, found in sorted(counts.items())
     ]
-
-
-def checkout_commit() -> str | None:
-    """Returns the commit of the checkout that runs, marked where files differ from it; None for an installed wheel."""
-    if not (ROOT / ".git").exists():
-        return None
-    try:
-        commit = _git("rev-parse", "HEAD")
-        return f"{commit} with uncommitted changes" if _git("status", "--porcelain", "-uno") else commit
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE_DIR), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def page_tables(material: Material) -> dict[str, Table]:
