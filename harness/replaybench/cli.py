@@ -258,7 +258,7 @@ def data_info(name: str, data: DataDir = DATA_DIR, as_json: AsJson = False) -> N
 
 
 @data_app.command("verify")
-def data_verify(name: str, data: DataDir = DATA_DIR) -> None:
+def data_verify(name: str, data: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
     """Check every byte and every episode of a data set against its cards.
 
     Example: replaybench data verify button-press-topdown
@@ -266,12 +266,9 @@ def data_verify(name: str, data: DataDir = DATA_DIR) -> None:
     from replaybench.inventory import log_folders
     from replaybench.store import verify
 
-    total = 0
-    for folder in log_folders(data, name):
-        checked = verify(folder)
-        total += len(checked)
-        print(f"{folder}: {len(checked)} files match their card")
-    _next(f"Next: all {total} files are sound; replaybench data info {name}")
+    rows = [{"folder": str(folder), "files_that_match": len(verify(folder))} for folder in log_folders(data, name)]
+    _emit(rows, as_json, f"Files of {name} that match their cards")
+    _next(f"Next: every file is sound; replaybench data info {name}")
 
 
 @sweep_app.command("ls")
