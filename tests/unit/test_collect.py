@@ -29,7 +29,6 @@ def make(tmp_path: Path, name: str = "log", **changes: Any) -> Card:
     return make_lineage(recipe(**changes), 0, tmp_path / name, "test", lambda line: None)
 
 
-@pytest.mark.slow
 def test_the_same_recipe_makes_the_same_bytes(tmp_path: Path) -> None:
     """Shards and checkpoints of two makings have the same digests; so have the cards."""
     make(tmp_path, "a")
@@ -37,7 +36,6 @@ def test_the_same_recipe_makes_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "card.toml").read_bytes() == (tmp_path / "b" / "card.toml").read_bytes()
 
 
-@pytest.mark.slow
 def test_the_card_measures_what_the_levels_are(tmp_path: Path) -> None:
     """The start policy's own log is at distance 0 from it, the older one is not, and lags are exact."""
     card = make(tmp_path)
@@ -70,7 +68,6 @@ def test_a_warm_start_that_stays_too_weak_is_refused(tmp_path: Path) -> None:
         make(tmp_path, warm_start={"success": (0.99, 1.0), "max_updates": 6})
 
 
-@pytest.mark.slow
 def test_levels_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     """Two levels that come from one checkpoint have the same distance to the start policy."""
     twin = {"twin": {"lag_updates": (20, 45), "episodes": 50}}
@@ -78,14 +75,12 @@ def test_levels_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
         make(tmp_path, levels=twin)
 
 
-@pytest.mark.slow
 def test_a_lag_that_no_checkpoint_has_is_refused(tmp_path: Path) -> None:
     """A range between two checkpoints, or before the warm start, holds none."""
     with pytest.raises(DataError, match="level 'ancient': no checkpoint lies 5000 to 6000 updates before the newest"):
         make(tmp_path, levels={"ancient": {"lag_updates": (5000, 6000), "episodes": 50}})
 
 
-@pytest.mark.slow
 def test_a_sibling_that_matches_nowhere_is_refused(tmp_path: Path) -> None:
     """With a tolerance below what 50 episodes can show, no sibling is accepted."""
     matched = {"matched": {"branch_updates": 20, "tolerance": 1e-9, "episodes": 51}}
