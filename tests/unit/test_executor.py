@@ -128,7 +128,7 @@ def test_stopping_early_ends_the_workers() -> None:
     next(results)
     results.close()  # type: ignore[attr-defined]
     for process in multiprocessing.active_children():
-        process.join(ORPHAN_LIMIT_S)
+        process.join(6 * ORPHAN_LIMIT_S)
     assert multiprocessing.active_children() == []
 
 
