@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import warnings
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from replaybench.errors import unknown_name
 from replaybench.suites import Transition
+from replaybench.suites.sawyer import HandStates, without_repeated_work
 
 NUM_ACTION_TOKENS = 4
 OBSERVATION_SIZE = 39
@@ -62,17 +63,16 @@ class MetaWorldSuite:
 
 
 class MetaWorldEnvironment:
-    """One simulator instance; stepped below gymnasium's checking wrappers, which cost more than the policy."""
+    """One simulator instance: the gymnasium environment of the task without the wrappers that `gymnasium.make` adds.
+
+    The wrappers draw goals and check every step, which costs more than the policy.
+    """
 
     def __init__(self, task: str, suite: MetaWorldSuite) -> None:
-        import gymnasium
-        import metaworld  # noqa: F401  registers the environments
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         from metaworld.policies import ENV_POLICY_MAP
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = gymnasium.make("Meta-World/MT1", env_name=task, seed=0, disable_env_checker=True)
-        self._env: Any = made.unwrapped
+        self._env: Any = without_repeated_work(ALL_V3_ENVIRONMENTS[task](), _hand_states(task))
         self._task = task
         self._suite = suite
         experts: dict[str, Any] = dict(ENV_POLICY_MAP)
@@ -121,6 +121,12 @@ def _goals(task: str, seed: int) -> list[Any]:
 
     tasks: list[Any] = metaworld.MT1(task, seed=seed).train_tasks
     return tasks
+
+
+@cache
+def _hand_states(task: str) -> HandStates:
+    """Returns what the simulators of a task in this process remember of their resets."""
+    return {}
 
 
 def _version(package: str) -> str:
