@@ -332,13 +332,15 @@ def gradient_coefficient(
         )
     if advantage == 0.0:
         raise ConfigError("The gradient coefficient is h / A; choose an advantage other than 0.")
+    # Statistics of the batch are those of an item alone; any other baseline takes all items at once.
+    alone = 1 if baseline.declaration.batch_statistics else len(log_ratio)
     scores = []
-    for value in log_ratio.reshape(-1, 1, 1):
+    for values in log_ratio.reshape(-1, 1).split(max(1, alone)):
         items = Items(
-            log_pi=value + log_mu,
-            log_mu=torch.full_like(value, log_mu),
-            advantage=torch.full_like(value, advantage),
-            mask=torch.ones_like(value, dtype=torch.bool),
+            log_pi=values + log_mu,
+            log_mu=torch.full_like(values, log_mu),
+            advantage=torch.full_like(values, advantage),
+            mask=torch.ones_like(values, dtype=torch.bool),
         )
         scores.append(evaluate_surrogate(baseline, config, items).score.flatten())
     return torch.cat(scores) / advantage

@@ -304,8 +304,9 @@ def test_why_a_method_has_no_curve(name: str, reason: str | None) -> None:
 
 
 def test_the_coefficient_scores_each_point_alone() -> None:
-    """A surrogate that divides by the batch size has c = 1 at each point: every point is its own batch."""
+    """A declared statistic of the batch, here its size, is that of one item: every point is its own batch."""
     baseline = with_surrogate(lambda items, config: items.advantage * items.log_pi / len(items.log_pi))
+    baseline = replace(baseline, declaration=replace(baseline.declaration, batch_statistics=True))
     assert gradient_coefficient(baseline, None, torch.linspace(-1, 1, 5), 2.0).tolist() == [1.0] * 5
 
 

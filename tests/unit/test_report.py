@@ -9,13 +9,15 @@ import pytest
 from scipy import stats
 from test_results import success_of, write_sweep
 
+from replaybench.analysis.compare import paired_differences
 from replaybench.record import SweepFolder
 from replaybench.report import Built, build_report
-from replaybench.report.figures import weight_table, widest_cell
+from replaybench.report.figures import widest_cell
 from replaybench.report.material import gather
 from replaybench.report.tables import glance_table, provenance_frame
 from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, verdict_text
-from replaybench.report.words import signed, with_interval
+from replaybench.report.weights import weight_table
+from replaybench.report.words import pooled, signed, with_interval
 from replaybench.spec import RunSpec
 
 
@@ -163,10 +165,10 @@ def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built
     figures = built.index.parent / "figures"
     names = {path.stem for path in figures.glob("*.csv")}
     numbers = {name[0] for name in names}
-    assert numbers == set("1234567")
+    assert numbers == set("12345679"), "8, the sensitivity, needs several settings of a baseline"
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {path.stem for path in figures.glob("*.pdf")} == names
-    assert built.index.read_text().count("<svg") == len(names) == 10
+    assert built.index.read_text().count("<svg") == len(names) == 11
 
 
 def test_the_page_needs_no_other_address(built: Built) -> None:
@@ -235,3 +237,24 @@ def test_provenance_sums_the_wall_time_and_tallies_versions(folder: SweepFolder)
     assert facts["sum of the runs' wall time"] == "108 s"
     assert facts["version of torch"] == "2.13.0"
     assert facts["runs planned"] == "54"
+
+
+def test_a_sweep_along_knobs_gets_the_sensitivity_section(tmp_path: Path) -> None:
+    """gipo gains .3 on fresh logs whatever its sigma, also against ppo_clip of its own width."""
+    arms: list[tuple[str, dict[str, Any], float]] = [("zero", {}, 1e-4), ("ppo_clip", {"epsilon": 0.2}, 1e-4)]
+    arms += [("gipo", {"sigma": sigma}, 1e-4) for sigma in (0.15485, 1.0)]
+    folder = write_sweep(tmp_path, arms=arms)
+    built = build_report(folder)
+    page = built.index.read_text()
+    assert 'id="sensitivity"' in page
+    table = pl.read_csv(built.index.parent / "figures" / "8-sensitivity.csv")
+    assert set(table["upper"].round(4)) == {0.1823, 1.1774}
+    differences = paired_differences(gather(folder).success, gather(folder).sweep.reference)
+    by_label = {
+        (row["baseline"], row["level"], row["replay_ratio"]): row["estimate"] for row in pooled(differences).to_dicts()
+    }
+    matched = pl.read_csv(built.index.parent / "tables" / "matched.csv").filter(pl.col("dataset") == "all")
+    assert set(matched["upper"]) == {0.182}
+    for row in matched.to_dicts():
+        key = ("gipo (sigma=0.15485)", row["level"], row["replay_ratio"])
+        assert row["estimate"] == pytest.approx(by_label[key], abs=1e-12)

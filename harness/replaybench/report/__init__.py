@@ -10,7 +10,8 @@ from markupsafe import Markup
 
 from replaybench import plots
 from replaybench.record import SweepFolder
-from replaybench.report.figures import Drawing, ShownFigure, draw
+from replaybench.report.drawing import Drawing, ShownFigure
+from replaybench.report.figures import draw
 from replaybench.report.material import gather
 from replaybench.report.page import render_page
 from replaybench.report.tables import csv_tables, page_tables

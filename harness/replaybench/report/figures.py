@@ -3,19 +3,18 @@
 import json
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from replaybench import plots
 from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, paper_cells, pareto_frontier
 from replaybench.analysis.compare import POOLED, cell_means
-from replaybench.baseline import baseline_paths, gradient_coefficient, load_baseline
-from replaybench.report.material import Material, first_runs, loaded_baseline, n_words
+from replaybench.baseline import baseline_paths, load_baseline
+from replaybench.report.drawing import Drawing
+from replaybench.report.material import Material, loaded_baseline, n_words
+from replaybench.report.sensitivity import draw_sensitivity
+from replaybench.report.weights import draw_gallery, draw_weights
 from replaybench.report.words import counted, from_to, mean_fact, short
 from replaybench.results import curves, lineage_intervals, lineage_means
 from replaybench.study import gridworld_rows
@@ -45,33 +44,12 @@ LEVEL_MEASURES = {
 STUDY_NS = (1, 16, 256)
 
 
-LOG_RATIO_RANGE, WEIGHT_BOTTOM, WEIGHT_TOP = 4.0, -1.0, 4.0
-
-
-class ShownFigure(NamedTuple):
-    """A figure as the page needs it."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
-
-
-class Drawing(NamedTuple):
-    """A figure, the table that it shows, and its caption."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-    table: pl.DataFrame
-
-
 def draw(material: Material) -> list[Drawing]:
     """Draws every figure for which there is something to show."""
     drawings = [draw_success(material), draw_differences(material)]
-    drawings += draw_diagnostics(material) + draw_distances(material) + draw_weights(material)
-    return [*drawings, draw_bias_variance(material), *draw_levels(material)]
+    drawings += draw_diagnostics(material) + draw_distances(material)
+    drawings += [*draw_weights(material), draw_gallery(), draw_bias_variance(material)]
+    return [*drawings, *draw_levels(material), *draw_sensitivity(material)]
 
 
 def draw_success(material: Material) -> Drawing:
@@ -245,54 +223,6 @@ def _distance_table(rows: pl.DataFrame) -> pl.DataFrame:
     means = wide.group_by(place).agg(pl.col(TO_BEHAVIOUR, TO_START).mean(), n=pl.len().cast(pl.Int64))
     means = means.with_columns(kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64)).select(dots.columns)
     return pl.concat([means, dots]).sort(*place, "kind", "lineage", nulls_last=True)
-
-
-def draw_weights(material: Material) -> list[Drawing]:
-    """Figure 5: the gradient coefficient of every arm."""
-    table, left_out = weight_table(material)
-    if table.is_empty():
-        return []
-    figure, axes = plots.panels(1, 2, width=4.6, height=3.4, share_y=True)
-    bottom = max(WEIGHT_BOTTOM, min(0.0, float(table["coefficient"].min()))) - 0.1  # type: ignore[arg-type]
-    top = min(WEIGHT_TOP, float(table["coefficient"].max()) + 0.1)  # type: ignore[arg-type]
-    for panel, (sign, title) in zip(axes[0], ((1.0, "A > 0"), (-1.0, "A < 0")), strict=True):
-        plots.weight_curves(panel, table.filter(pl.col("advantage") == sign), material.look, bottom, top)
-        panel.set_title(title)
-        panel.set_xlabel("log-ratio l = log pi - log mu")
-    axes[0, 0].set_ylabel("gradient coefficient c(l, A)")
-    note = f"c multiplies A grad log pi. Exact, no data. {_cut_words(table, top)}"
-    plots.finish(figure, material.look, table["baseline"].unique().to_list(), note)
-    missing = f" Not drawn: {', '.join(left_out)}." if left_out else ""
-    caption = f"{note} c = 1 is the plain policy gradient, c = 0 ignores the item. The cross marks c(0) = 1.{missing}"
-    return [Drawing("5-weights", "Weight curves", caption, figure, table)]
-
-
-def weight_table(material: Material) -> tuple[pl.DataFrame, list[str]]:
-    """Returns c(l) for both signs of the advantage and every arm, and why some have no curve."""
-    log_ratio = torch.linspace(-LOG_RATIO_RANGE, LOG_RATIO_RANGE, 161, dtype=torch.float64)
-    frames, left_out = [], []
-    for label, run in first_runs(material.sweep).items():
-        baseline = loaded_baseline(run)
-        if baseline is None:
-            left_out.append(f"{label} (changed or missing on disk)")
-            continue
-        if baseline.declaration.why_no_curve is not None:
-            left_out.append(f"{label} ({baseline.declaration.why_no_curve})")
-            continue
-        for advantage in (1.0, -1.0):
-            coefficient = gradient_coefficient(baseline, baseline.config(run.config), log_ratio, advantage)
-            frames.append(
-                pl.DataFrame({"log_ratio": log_ratio.tolist(), "coefficient": coefficient.tolist()}).select(
-                    pl.lit(label).alias("baseline"), pl.lit(advantage).alias("advantage"), pl.all()
-                )
-            )
-    return (pl.concat(frames) if frames else pl.DataFrame()), left_out
-
-
-def _cut_words(table: pl.DataFrame, top: float) -> str:
-    largest = table.group_by("baseline").agg(pl.col("coefficient").max()).sort("baseline")
-    cut = [f"{name} reaches {value:.3g}" for name, value in largest.iter_rows() if value > top]
-    return f"Cut at {top:g}: {', '.join(cut)}." if cut else ""
 
 
 def draw_bias_variance(material: Material) -> Drawing:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from replaybench.paths import TEMPLATE
-from replaybench.report.figures import ShownFigure
+from replaybench.report.drawing import ShownFigure
 from replaybench.report.material import Material, first_runs
 from replaybench.report.tables import Table
 from replaybench.report.verdict import conclusion

@@ -10,6 +10,7 @@ from replaybench.analysis.compare import BETTER, POOLED, UNRESOLVED, WORSE
 from replaybench.provenance import checkout_commit
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.material import Material, first_runs, loaded_baseline
+from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
 from replaybench.results import replay_ratios, short_power
 from replaybench.store import read_card
@@ -46,6 +47,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         "provenance": provenance_frame(material),
         "failures": failures_frame(material),
         "runs": material.success,
+        **comparison_frames(material),
     }
 
 
@@ -128,6 +130,7 @@ def page_tables(material: Material) -> dict[str, Table]:
         _settings_table(material),
         _text_table("provenance", "Provenance", provenance_frame(material), ["fact", "value"]),
         _text_table("failures", "Failed runs", failures_frame(material), ["run", "reason"]),
+        *_sensitivity_tables(material),
     ]
     return {table.name: table for table in tables}
 
@@ -193,6 +196,27 @@ def _comparison(name: str, title: str, material: Material, frame: pl.DataFrame) 
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell("-" if value is None else format(value, form), _sortable(value), "number")
+
+
+def _sensitivity_tables(material: Material) -> list[Table]:
+    frames = comparison_frames(material)
+    if not frames:
+        return []
+    rows = []
+    for (rate, upper), block in frames["matched"].group_by("learning_rate", "upper", maintain_order=True):
+        found = {(row["baseline"], row["replay_ratio"], row["level"]): row for row in pooled(block).to_dicts()}
+        for family in sorted({key[0] for key in found}):
+            row = [Cell(f"{upper:.3g}", upper, "number"), _number(rate, "g"), Cell(family, family, "name")]
+            rows.append(row + [_verdict_cell(found[family, *place], with_n) for place in material.settings])
+    headings = ["width, nats", "learning rate", "baseline"]
+    headings += [f"{level}, R {ratio:g}" for ratio, level in material.settings]
+    note = "Holm's adjustment is over the baselines of one width, learning rate and setting."
+    title = f"Matched against matched: difference to {material.sweep.spec.reference} at the same width"
+    matched = Table("matched", title, headings, rows, note, "matched")
+    title = f"Best against best: difference to {material.sweep.spec.reference}"
+    best = glance_table("best", title, material, frames["best"])
+    note = "Each lineage is compared at the setting that was best on the other lineages."
+    return [matched, best._replace(csv="best", note=note)]
 
 
 def _levels_table(material: Material) -> Table:

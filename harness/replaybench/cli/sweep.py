@@ -1,0 +1,208 @@
+"""`replaybench sweep` and `replaybench report`: plans, runs and their reports."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from replaybench.cli.terminal import (
+    DATA_DIR,
+    EXIT_SOME_FAILED,
+    AsJson,
+    DataDir,
+    OutDir,
+    OwnBaselines,
+    OwnDatasets,
+    Workers,
+    command_line,
+    emit,
+    hint,
+    worker_count,
+)
+
+if TYPE_CHECKING:
+    from replaybench.plan import SweepSpec
+    from replaybench.record import SweepFolder
+    from replaybench.spec import RunSpec
+
+sweep_app = typer.Typer(no_args_is_help=True, help="Plan, run and watch sweeps.")
+report_app = typer.Typer(no_args_is_help=True, help="Turn a sweep's results into a report.")
+
+
+@sweep_app.command("ls")
+def sweep_ls(as_json: AsJson = False) -> None:
+    """List the presets.
+
+    Example: replaybench sweep ls
+    """
+    from replaybench.plan import load_sweep, preset_paths
+
+    rows = [{"preset": name, "description": load_sweep(name).description} for name in preset_paths()]
+    emit(rows, as_json, "Presets")
+
+
+@sweep_app.command("plan")
+def sweep_plan(
+    name: str,
+    baseline: OwnBaselines = None,
+    dataset: OwnDatasets = None,
+    data: DataDir = DATA_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a sweep would run and what it would cost on this machine, without running it.
+
+    Example: replaybench sweep plan paper-stale
+    """
+    from replaybench.plan import check, load_sweep, sources
+    from replaybench.price import price
+
+    spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
+    found = sources(spec, data)
+    emit(price(spec, found, check(spec, found)), as_json, f"Plan of {spec.name}")
+    hint(f"Next: replaybench sweep run {name}")
+
+
+@sweep_app.command("run")
+def sweep_run(
+    name: str,
+    out: OutDir = None,
+    baseline: OwnBaselines = None,
+    dataset: OwnDatasets = None,
+    data: DataDir = DATA_DIR,
+    only: Annotated[Optional[str], typer.Option(help="Only runs whose id contains this.")] = None,  # noqa: UP045
+    limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many runs.")] = None,  # noqa: UP045
+    workers: Workers = None,
+    report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
+) -> None:
+    """Run a sweep: make missing logs, run missing runs, build the report. Run it again to resume.
+
+    Example: replaybench sweep run smoke --baseline mine.py --out reports/mine
+    """
+    from replaybench.plan import load_sweep
+    from replaybench.record import SweepFolder
+
+    spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
+    _sweep(spec, SweepFolder(out or Path("reports") / spec.name), data, only, limit, worker_count(workers), report)
+
+
+@sweep_app.command("retry")
+def sweep_retry(
+    out: Path,
+    workers: Workers = None,
+    report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
+) -> None:
+    """Run the failed runs of a sweep again.
+
+    Example: replaybench sweep retry reports/default
+    """
+    from replaybench.progress import listening
+    from replaybench.record import SweepFolder
+    from replaybench.sweep import due_runs, retry_failed, run_sweep
+
+    folder = SweepFolder(out)
+    planned = folder.runs()
+    with folder.lock():
+        print(f"{retry_failed(folder)} failed runs are due again", file=sys.stderr)
+        with listening() as listen:
+            run_sweep(folder, due_runs(folder, planned, None, None), worker_count(workers), listen)
+    _finish(folder, planned, report)
+
+
+@sweep_app.command("status")
+def sweep_status(out: Path, as_json: AsJson = False) -> None:
+    """Show how far a sweep is and why runs failed.
+
+    Example: replaybench sweep status reports/default
+    """
+    from replaybench.record import SweepFolder
+    from replaybench.sweep import iterate_status
+
+    folder = SweepFolder(out)
+    rows = [
+        {
+            "baseline": baseline,
+            "complete": complete,
+            "failed": failed,
+            "missing": total - complete - failed,
+            "planned": total,
+        }
+        for baseline, complete, failed, total in iterate_status(folder, folder.runs())
+    ]
+    emit(rows, as_json, f"Sweep in {out}")
+    for failure in folder.failures():
+        print(f"failed: {failure['run_id']}: {failure['reason']}", file=sys.stderr)
+
+
+@sweep_app.command("choose")
+def sweep_choose(
+    out: Path,
+    write: Annotated[Optional[Path], typer.Option(help="Write the settings as a tuned preset.")] = None,  # noqa: UP045
+    as_json: AsJson = False,
+) -> None:
+    """Choose each baseline's best trial, the mean over datasets, lineages, levels and ratios.
+
+    Example: replaybench sweep choose reports/tune --write harness/replaybench/presets/tuned/default.toml
+    """
+    from replaybench.record import SweepFolder
+    from replaybench.tuned import choices, write_tuned
+
+    folder = SweepFolder(out)
+    chosen = choices(folder)
+    emit([choice._asdict() for choice in chosen], as_json, f"Best of the trials in {out}")
+    if write is not None:
+        write_tuned(write, folder, chosen)
+        hint(f"Next: commit {write}, then replaybench sweep run default")
+
+
+@report_app.command("build")
+def report_build(out: Path) -> None:
+    """Build the report of a sweep from its records.
+
+    Example: replaybench report build reports/default
+    """
+    from replaybench.record import SweepFolder
+
+    folder = SweepFolder(out)
+    _finish(folder, folder.runs(), build=True)
+
+
+def _sweep(
+    spec: "SweepSpec",
+    folder: "SweepFolder",
+    data: Path,
+    only: str | None,
+    limit: int | None,
+    workers: int,
+    build: bool,
+) -> None:
+    from replaybench.plan import check, sources
+    from replaybench.progress import listening
+    from replaybench.sweep import claim, due_runs, make_data, run_sweep
+
+    found = sources(spec, data)
+    check(spec, found)
+    with folder.lock(), listening() as listen:
+        folder.refuse_foreign(spec.model_dump(mode="json"))
+        make_data(found, spec.lineages, workers, command_line(), listen)
+        planned = claim(folder, spec, found)
+        run_sweep(folder, due_runs(folder, planned, only, limit), workers, listen)
+    _finish(folder, planned, build)
+
+
+def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool) -> None:
+    """Prints the verdicts, builds the report, and exits 1 if runs failed."""
+    failures = folder.failures()
+    for failure in failures:
+        print(f"failed: {failure['run_id']}: {failure['reason']}", file=sys.stderr)
+    complete = sum(folder.is_complete(run.run_id()) for run in planned)
+    print(f"{complete} of {len(planned)} runs complete, {len(failures)} failed", file=sys.stderr)
+    if build and complete:
+        from replaybench.report import build_report
+
+        built = build_report(folder)
+        print(built.verdict_text)
+        print(f"Report: {built.index}")
+    if failures:
+        hint(f"Next: replaybench sweep retry {folder.path}")
+        raise typer.Exit(EXIT_SOME_FAILED)

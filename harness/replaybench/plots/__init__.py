@@ -1,0 +1,56 @@
+"""The report's figures: every function takes a table and an Axes and draws exactly what the table holds.
+
+Colour and marker = baseline, the same in all figures; x = freshness or updates; bar or band = 95 % t interval over
+lineages; small dots = lineages. Tables carry a column `kind`: "mean" rows have the interval, "lineage" rows are dots.
+"""
+
+from replaybench.plots.levels import dataset_handles, level_measure
+from replaybench.plots.render import Rendered, inline_svg, render
+from replaybench.plots.style import (
+    COLOURS,
+    GREY,
+    LINEAGE_DOT,
+    MEAN,
+    Look,
+    Style,
+    add_note,
+    finish,
+    log_where_positive,
+    panels,
+    styles,
+    theme,
+)
+from replaybench.plots.success import difference_forest, success_by_level, success_by_width
+from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
+from replaybench.plots.weights import bias_variance, linear_near_zero, sign_handles, weight_curves, weight_panel
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "LINEAGE_DOT",
+    "MEAN",
+    "Look",
+    "Rendered",
+    "Style",
+    "add_note",
+    "bias_variance",
+    "dataset_handles",
+    "difference_forest",
+    "distances",
+    "finish",
+    "inline_svg",
+    "level_measure",
+    "linear_near_zero",
+    "log_where_positive",
+    "metric_over_updates",
+    "panels",
+    "render",
+    "sign_handles",
+    "styles",
+    "success_by_level",
+    "success_by_width",
+    "theme",
+    "weight_curves",
+    "weight_panel",
+    "zoom_to_values",
+]

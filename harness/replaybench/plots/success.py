@@ -1,0 +1,135 @@
+"""Success after training: by freshness level, against the reference, by the width of the correction."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from replaybench.analysis.compare import POOLED, UNRESOLVED
+from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, level_axis
+
+
+def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Draws success after training against the freshness level, with the control as a band.
+
+    Args:
+        table: level (null for the control), baseline, kind, value, low, high; one data set and replay ratio.
+    """
+    _control_band(axes, table.filter(pl.col("baseline") == look.control))
+    trained = table.filter(pl.col("baseline") != look.control)
+    labels = [label for label in look.styles if label in set(trained["baseline"])]
+    for number, label in enumerate(labels):
+        slot = 0.8 / len(labels)
+        shift = slot * (number + 0.35) - 0.4
+        _draw_arm(axes, trained.filter(pl.col("baseline") == label), look, look.styles[label], (shift, slot / 3))
+    for boundary in range(1, len(look.levels)):
+        axes.axvline(boundary - 0.5, color="#d0d0d0", linewidth=0.8)
+    level_axis(axes, look)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(*_limits(table, floor=0.0, ceiling=1.0))
+    return axes
+
+
+def _control_band(axes: Axes, control: pl.DataFrame) -> None:
+    for row in control.filter(pl.col("kind") == MEAN).iter_rows(named=True):
+        if row["value"] is None:
+            continue
+        axes.axhline(row["value"], color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+        if row["low"] is not None:
+            axes.axhspan(row["low"], row["high"], color=GREY, alpha=0.13, linewidth=0, zorder=0)
+
+
+def _draw_arm(axes: Axes, table: pl.DataFrame, look: Look, style: Style, shifts: tuple[float, float]) -> None:
+    """Draws the means at the first shift from the level's tick, the dots the second one further right."""
+    place = {level: number + shifts[0] for number, level in enumerate(look.levels)}
+    dots = table.filter(pl.col("kind") == LINEAGE_DOT).drop_nulls("value")
+    axes.scatter(
+        [place[level] + shifts[1] for level in dots["level"]],
+        dots["value"],
+        s=9,
+        color=style.colour,
+        alpha=0.5,
+        linewidths=0,
+    )
+    means = table.filter((pl.col("kind") == MEAN) & pl.col("value").is_not_null())
+    for row in means.iter_rows(named=True):
+        x = place[row["level"]]
+        if row["low"] is not None:
+            axes.plot([x, x], [row["low"], row["high"]], color=style.colour, linewidth=1.3)
+        axes.plot([x], [row["value"]], color=style.colour, marker=style.marker, markersize=5.5)
+
+
+def _limits(table: pl.DataFrame, floor: float, ceiling: float) -> tuple[float, float]:
+    """Returns limits that hold all that is drawn, cut to the possible range."""
+    values = [v for name in ("value", "low", "high") for v in table[name].drop_nulls().to_list()]
+    if not values:
+        return floor, ceiling
+    margin = 0.04 * max(max(values) - min(values), 0.05)
+    return max(min(values), floor) - margin, min(max(values), ceiling) + margin
+
+
+def difference_forest(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Draws the differences to the reference at one level and replay ratio, pooled and below it per data set.
+
+    Resolved differences are filled and thick, unresolved ones hollow and thin.
+
+    Args:
+        table: dataset, baseline, estimate, low, high, verdict.
+    """
+    labels = [label for label in look.styles if label in set(table["baseline"])]
+    datasets = [POOLED, *sorted(set(table["dataset"]) - {POOLED})]
+    for row in table.iter_rows(named=True):
+        if row["estimate"] is None:
+            continue
+        place = labels.index(row["baseline"]) + 0.24 * datasets.index(row["dataset"]) - 0.12 * (len(datasets) - 1)
+        _draw_difference(axes, row, place, look.styles[row["baseline"]])
+    axes.axvline(0, color="#333333", linewidth=0.9, zorder=0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    return axes
+
+
+def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, style: Style) -> None:
+    is_resolved, is_pooled = row["verdict"] != UNRESOLVED, row["dataset"] == POOLED
+    if row["low"] is not None:
+        width = (2.6 if is_resolved else 1.1) * (1.0 if is_pooled else 0.6)
+        axes.plot([row["low"], row["high"]], [place, place], color=style.colour, linewidth=width, zorder=2)
+    axes.plot(
+        [row["estimate"]],
+        [place],
+        marker=style.marker,
+        markersize=6.5 if is_pooled else 3.8,
+        color=style.colour,
+        markerfacecolor=style.colour if is_resolved else "white",
+        zorder=3,
+    )
+
+
+def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look: Look) -> Axes:
+    """Draws success after training along the width of each correction, with the start policy as a band.
+
+    Args:
+        table: family, upper (nats), estimate, low, high; one level, replay ratio and learning rate.
+        start: estimate, low, high of the control; at most one row.
+    """
+    for row in start.drop_nulls("estimate").iter_rows(named=True):
+        axes.axhline(row["estimate"], color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+    families = [label for label in look.styles if label in set(table["family"])]
+    for number, family in enumerate(families):
+        style = look.styles[family]
+        arms = table.filter(pl.col("family") == family).drop_nulls("estimate").sort("upper")
+        # A few percent apart, so that intervals at the same width do not cover each other.
+        places = [upper * 1.04 ** (number - (len(families) - 1) / 2) for upper in arms["upper"]]
+        axes.plot(places, arms["estimate"], color=style.colour, marker=style.marker, markersize=5, linewidth=1.2)
+        for place, low, high in zip(places, arms["low"], arms["high"], strict=True):
+            if low is not None:
+                axes.plot([place, place], [low, high], color=style.colour, linewidth=1.0, alpha=0.6)
+    if not table.is_empty() and (table["upper"] > 0).all():
+        axes.set_xscale("log")
+        axes.set_xticks(sorted({round(upper, 2) for upper in table["upper"]}))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    return axes
