@@ -7,7 +7,8 @@ STAMP   := $(VENV)/.installed
 PRESET  ?= default
 OUT     ?= reports/$(PRESET)
 WORKERS ?= $(shell nproc)
-EXTRAS  := dev
+EXTRAS  ?= dev,vla$(if $(findstring libero,$(PRESET)),$(comma)libero)
+comma   := ,
 export OMP_NUM_THREADS := 1
 
 .PHONY: setup sweep tune test test-all check format clean
