@@ -174,7 +174,8 @@ def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
         if problem["type"] == "extra_forbidden":
             unknown = unknown_name(f"key in {where}:", place, _known_keys(model, problem["loc"][:-1], place))
             raise unknown from error
-        raise ConfigError(f"{where}: '{place}': {problem['msg']}.") from error
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"{where}: '{place}': {message}.") from error
 
 
 def _known_keys(model: type[BaseModel], parents: tuple[int | str, ...], place: str) -> list[str]:
