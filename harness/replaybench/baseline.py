@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from replaybench.errors import ConfigError, ContractError, NumericalError, unknown_name
+from replaybench.estimators import find_estimator
 from replaybench.maths.ratios import categorical_kl
 from replaybench.maths.shapes import check_shapes
 from replaybench.paths import BASELINES_DIR
@@ -165,7 +166,7 @@ class Declaration:
     batch_statistics: bool = False
     discrete_only: bool = False
     updates_policy: bool = True
-    estimator: Literal["gae", "gae_stored", "vtrace"] | None = None
+    estimator: str | None = None
 
     @property
     def beyond_the_item(self) -> tuple[Need, ...]:
@@ -398,6 +399,8 @@ def _load_file(path: Path, source: bytes) -> Baseline:
     declaration = module.DECLARATION
     if not isinstance(declaration, Declaration):
         raise ContractError(f"{path.name}: DECLARATION must be a replaybench.baseline.Declaration.")
+    if declaration.estimator is not None:
+        find_estimator(declaration.estimator)
     if not (isinstance(module.Config, type) and is_dataclass(module.Config)):
         raise ContractError(f"{path.name}: Config must be a frozen dataclass.")
     config_fields = {field.name for field in fields(module.Config)}

@@ -12,10 +12,19 @@ from torch import Tensor, nn
 
 from replaybench.baseline import Baseline, Items, SurrogateValue, evaluate_surrogate
 from replaybench.errors import ConfigError, NumericalError
-from replaybench.maths.advantages import Advantages, gae, vtrace
+from replaybench.estimators import NEEDS as ESTIMATOR_NEEDS
+from replaybench.estimators import Columns, Estimator, Parameters, find_estimator
+from replaybench.maths.advantages import Advantages
 from replaybench.maths.ratios import categorical_kl, token_log_prob
-from replaybench.policy import Policy
-from replaybench.replay import Replay, episode_minibatches, minibatches, weighted_minibatches
+from replaybench.policy import ActionValuePolicy, Policy
+from replaybench.replay import (
+    Replay,
+    comparable_episodes,
+    episode_minibatches,
+    minibatches,
+    starts_pass,
+    weighted_minibatches,
+)
 from replaybench.spec import AdvantageSettings, TrainSettings
 
 CHUNK = 8192
@@ -55,6 +64,12 @@ class Learner:
             raise ConfigError(
                 "kl_coefficient needs mu_logits in the log; log the behaviour policy's logits or set it to 0."
             )
+        self.fits_action_values = "action_values" in find_estimator(settings.advantage.estimator).needs
+        if self.fits_action_values and not isinstance(policy, ActionValuePolicy):
+            raise ConfigError(
+                f"Advantage estimator '{settings.advantage.estimator}' needs action_values, which the policy lacks: "
+                f"{ESTIMATOR_NEEDS['action_values']}; or choose another estimator."
+            )
         self.policy, self.baseline, self.config = policy, baseline, config
         self.replay, self.settings = replay, settings
         self.start_version = start_version
@@ -76,6 +91,19 @@ class Learner:
         self.advantage = torch.from_numpy(estimated.advantage).float().to(device)
         self.value_target = torch.from_numpy(estimated.value_target).float().to(device)
 
+    def refresh_if_due(self, update: int, used: int, batch_size: int) -> None:
+        """Estimates advantages anew before a batch, if the settings say so.
+
+        Args:
+            update: Updates made so far.
+            used: Decisions that they used.
+            batch_size: Decisions of the batch that comes.
+        """
+        every = self.settings.advantage.recompute_every
+        is_due = starts_pass(used, batch_size, self.replay.num_steps) if every == "epoch" else update % every == 0
+        if is_due:
+            self.refresh_advantages()
+
     def batches(self, updates: int, rng: np.random.Generator) -> Iterator[Tensor]:
         """Yields the minibatches that the baseline asks for: shuffled, weighted by lag, or of whole episodes."""
         replay, batch_size = self.replay, self.settings.batch_size
@@ -89,7 +117,9 @@ class Learner:
     def value_step(self, index: Tensor) -> float:
         """Fits the value head alone on one minibatch; returns the loss."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss = 0.5 * (self.policy.value(self._observations(index)) - self.value_target[index]).square().mean()
+        observations = self._observations(index)
+        predicted_B = self._action_value(index) if self.fits_action_values else self.policy.value(observations)
+        loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
         loss.backward()
         self.optimiser.step()
         return float(loss.detach())
@@ -110,7 +140,8 @@ class Learner:
         policy_loss = -(value.score * items.log_pi).sum() / num_items
         if value.logits_score is not None:
             policy_loss = policy_loss - (value.logits_score * output.logits_BAK).sum() / num_items
-        value_loss = 0.5 * (output.value_B - self.value_target[index]).square().mean()
+        predicted_B = self._action_value(index) if self.fits_action_values else output.value_B
+        value_loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
         loss = policy_loss + value_loss
         if settings.kl_coefficient > 0 and replay.mu_logits is not None:
             kl_BA = categorical_kl(replay.mu_logits[index].float(), output.logits_BAK)
@@ -158,6 +189,9 @@ class Learner:
             episode=replay.episode[index] if "episodes" in needs else None,
         )
 
+    def _action_value(self, index: Tensor) -> Tensor:
+        return action_values_of(self.policy, self._observations(index), self.replay.action_tokens[index])
+
     def _observations(self, index: Tensor) -> Tensor:
         return self.replay.observations[self.replay.row[index]]
 
@@ -174,27 +208,62 @@ def lags(replay: Replay, start_version: int) -> Tensor:
 
 
 def estimate_advantages(policy: Policy, replay: Replay, settings: AdvantageSettings) -> Advantages:
-    """Returns advantages and value targets of every decision of the replay, [N] float64."""
-    if settings.estimator == "gae_stored":
-        return gae(replay.reward, replay.value, replay.next_value, replay.ends, gamma=settings.gamma, lam=settings.lam)
-    all_values = predict_values(policy, replay)
-    row = replay.row.cpu().numpy()
-    value = all_values[row]
-    next_value = np.where(replay.terminal, 0.0, all_values[row + 1])
-    if settings.estimator == "gae":
-        return gae(replay.reward, value, next_value, replay.ends, gamma=settings.gamma, lam=settings.lam)
-    log_ratio = (log_pi_of_log(policy, replay) - replay.log_mu).double().sum(-1).cpu().numpy()
-    return vtrace(
-        replay.reward,
-        value,
-        next_value,
-        replay.ends,
-        log_ratio,
-        gamma=settings.gamma,
-        lam=settings.lam,
-        rho_bar=settings.rho_bar,
-        c_bar=settings.c_bar,
+    """Returns advantages and value targets of every decision of the replay, [N] float64.
+
+    Raises:
+        NumericalError: An estimate is not finite.
+        DataError: The estimator compares episodes, and one has no other to be compared with.
+    """
+    estimator = find_estimator(settings.estimator)
+    parameters = Parameters(settings.gamma, settings.lam, settings.rho_bar, settings.c_bar, settings.alpha)
+    estimated = estimator.estimate(_columns(policy, replay, estimator), parameters)
+    if not all(np.isfinite(column).all() for column in estimated):
+        raise NumericalError(
+            f"Advantages or value targets of estimator '{estimator.name}' are not finite. Use fresher data, truncate "
+            "its ratios (alpha = 1), or lower the value head's learning rate."
+        )
+    return estimated
+
+
+def _columns(policy: Policy, replay: Replay, estimator: Estimator) -> Columns:
+    """Returns what the estimator reads, and no more: each column costs a pass over the replay."""
+    needs = estimator.needs
+    value, next_value = replay.value, replay.next_value
+    if not estimator.logged_values:
+        all_values = predict_values(policy, replay)
+        row = replay.row.cpu().numpy()
+        value, next_value = all_values[row], np.where(replay.terminal, 0.0, all_values[row + 1])
+    log_pi = log_ratio = None
+    if "log_ratio" in needs or "log_pi" in needs:
+        log_pi_NA = log_pi_of_log(policy, replay)
+        log_pi = log_pi_NA.double().sum(-1).cpu().numpy()
+        log_ratio = (log_pi_NA - replay.log_mu).double().sum(-1).cpu().numpy()
+    return Columns(
+        reward=replay.reward,
+        value=value,
+        next_value=next_value,
+        ends=replay.ends,
+        log_ratio=log_ratio,
+        log_pi=log_pi,
+        group=comparable_episodes(replay) if "groups" in needs else None,
+        action_value=predict_action_values(policy, replay) if "action_values" in needs else None,
     )
+
+
+def action_values_of(policy: Policy, observations: Tensor, action_tokens: Tensor) -> Tensor:
+    """Returns Q of each logged action, [B], with gradient; the policy has one action token and action values."""
+    assert isinstance(policy, ActionValuePolicy)
+    return policy.action_values(observations).gather(-1, action_tokens.long()).squeeze(-1)
+
+
+def predict_action_values(policy: Policy, replay: Replay) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Returns Q of every logged action of the replay, [N] float64."""
+    with torch.no_grad():
+        chunks = [
+            action_values_of(policy, replay.observations[rows], tokens)
+            for rows, tokens in zip(replay.row.split(CHUNK), replay.action_tokens.split(CHUNK), strict=True)
+        ]
+    return torch.cat(chunks).double().cpu().numpy()
 
 
 def predict_values(policy: Policy, replay: Replay) -> "np.ndarray[Any, np.dtype[np.float64]]":

@@ -13,7 +13,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
 from replaybench.baseline import NEEDS, Baseline, config_record, load_baseline
 from replaybench.errors import ConfigError, unknown_name
+from replaybench.estimators import NEEDS as ESTIMATOR_NEEDS
+from replaybench.estimators import find_estimator
 from replaybench.paths import PRESETS_DIR
+from replaybench.policy import has_action_values
 from replaybench.recipe import Recipe, load_recipe, read_toml
 from replaybench.spec import EvaluateSettings, RunSpec, Spec, TrainSettings, validate
 from replaybench.store import Card, card_digest, open_log, read_card
@@ -136,6 +139,7 @@ def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
             for level in spec.levels:
                 if level not in source.recipe.levels:
                     raise unknown_name(f"level of dataset '{source.name}'", level, source.recipe.levels)
+            _check_policy(spec, source.name, source.recipe.policy.kind)
     all_arms = list(arms(spec))
     paths = {(arm.baseline.name, arm.baseline.path) for arm in all_arms}
     for name, count in Counter(name for name, _ in paths).items():
@@ -146,18 +150,40 @@ def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
         if name not in names:
             raise ConfigError(f"The {role} '{name}' is not among the sweep's baselines: {', '.join(sorted(names))}.")
     for arm in all_arms:
-        wanted = arm.baseline.declaration.estimator
-        if wanted not in (None, spec.train.advantage.estimator):
-            raise ConfigError(
-                f"Baseline '{arm.baseline.name}' is defined with advantage estimator '{wanted}', the sweep's is "
-                f"'{spec.train.advantage.estimator}'. Set train.advantage.estimator, or leave the baseline out."
-            )
+        _check_estimator(spec, arm.baseline)
     updating = {arm.baseline.name: arm.baseline.declaration.updates_policy for arm in all_arms}
     if updating[spec.control]:
         raise ConfigError(
             f"The control '{spec.control}' updates the policy. Choose one that declares updates_policy=False."
         )
     return all_arms
+
+
+def _check_estimator(spec: SweepSpec, baseline: Baseline) -> None:
+    """Refuses a baseline that is defined with other advantages, or that would correct a second time."""
+    estimator = find_estimator(spec.train.advantage.estimator)
+    wanted = baseline.declaration.estimator
+    if wanted not in (None, estimator.name):
+        raise ConfigError(
+            f"Baseline '{baseline.name}' is defined with advantage estimator '{wanted}', the sweep's is "
+            f"'{estimator.name}'. Set train.advantage.estimator, or leave the baseline out."
+        )
+    if estimator.ratio == "without_another" and "log_mu" in baseline.declaration.needs:
+        raise ConfigError(
+            f"Advantage estimator '{estimator.name}' carries a policy ratio, and so does baseline '{baseline.name}': "
+            'the data would be corrected twice. Set train.advantage.estimator = "vtrace", leave the baseline out, '
+            "or ask for it by the name 'vtrace_double_correction'."
+        )
+
+
+def _check_policy(spec: SweepSpec, dataset: str, kind: str) -> None:
+    """Refuses an estimator of action values where the policy has none."""
+    estimator = find_estimator(spec.train.advantage.estimator)
+    if "action_values" in estimator.needs and not has_action_values(kind):
+        raise ConfigError(
+            f"Advantage estimator '{estimator.name}' needs action_values, which policy '{kind}' of dataset '{dataset}' "
+            f"lacks: {ESTIMATOR_NEEDS['action_values']}; or choose another estimator."
+        )
 
 
 def arms(spec: SweepSpec) -> Iterator[Arm]:
@@ -206,6 +232,7 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
         card = read_card(folder)
         digest = card_digest(folder)
         _check_levels(spec, source, card)
+        _check_policy(spec, source.name, card.policy)
         for arm in all_arms:
             _check_needs(arm.baseline, source.name, folder, card, spec)
         for arm in all_arms:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from replaybench.episode import Episode
 from replaybench.errors import DataError
+from replaybench.estimators import NEEDS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +26,7 @@ class Replay:
         action_tokens: [N, A]. log_mu: [N, A]. mu_logits: [N, A, K] or None.
         reward, value, next_value: [N] float64, as logged; next_value is 0 after a terminal decision.
         ends: [N] bool, last decision of its episode. terminal: [N] bool, nothing follows.
-        behaviour_version: [N].
+        behaviour_version: [N]. task: [N] name of the task.
     """
 
     observations: Tensor
@@ -39,6 +40,7 @@ class Replay:
     ends: NDArray[np.bool_]
     terminal: NDArray[np.bool_]
     behaviour_version: NDArray[np.int64]
+    task: NDArray[np.str_]
 
     @property
     def num_steps(self) -> int:
@@ -122,7 +124,33 @@ def pack(episodes: Sequence[Episode], device: torch.device) -> Replay:
         ends=ends,
         terminal=terminal,
         behaviour_version=np.repeat([episode.behaviour_version for episode in episodes], lengths),
+        task=np.repeat([episode.task for episode in episodes], lengths),
     )
+
+
+def comparable_episodes(replay: Replay) -> NDArray[np.int64]:
+    """Returns for each episode the number of its group, [E]: the episodes of one task and one behaviour version.
+
+    Raises:
+        DataError: A group has one episode, which nothing can be compared with.
+    """
+    numbers: dict[tuple[str, int], int] = {}
+    keys = [(str(replay.task[last]), int(replay.behaviour_version[last])) for last in np.flatnonzero(replay.ends)]
+    group = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+    for key, size in zip(numbers, np.bincount(group), strict=True):
+        if size == 1:
+            raise DataError(
+                f"Task '{key[0]}', behaviour version {key[1]} has one episode in this replay, and group-relative "
+                f"advantages compare episodes of one task and one version: {NEEDS['groups']}; or choose another "
+                "estimator."
+            )
+    return group
+
+
+def starts_pass(used: int, batch_size: int, num_steps: int) -> bool:
+    """Returns whether a batch drawn after `used` decisions holds the first decision of a pass over `num_steps`."""
+    next_pass = -(-used // num_steps) * num_steps
+    return next_pass < used + batch_size
 
 
 def minibatches(num_steps: int, batch_size: int, updates: int, rng: np.random.Generator) -> Iterator[Tensor]:

@@ -3,20 +3,26 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
+    model_validator,
 )
 
 from replaybench.errors import ConfigError, unknown_name
+from replaybench.estimators import ESTIMATORS, find_estimator
 
 
 class Spec(BaseModel):
@@ -25,22 +31,58 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _known_estimator(name: str) -> str:
+    try:
+        return find_estimator(name).name
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+
+
+def _interval(value: object) -> int | Literal["epoch"]:
+    if value == "epoch":
+        return "epoch"
+    if value == "batch":
+        return 1
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError("is a number of updates from 1, 'batch' (before each update) or 'epoch' (at each pass's start)")
+
+
 class AdvantageSettings(Spec):
     """How advantages are estimated.
 
-    estimator: "gae" recomputes values with the current value function, "gae_stored" uses the behaviour
-        policy's logged values, "vtrace" recomputes and corrects the targets by truncated joint ratios.
+    estimator: One of the table in estimators.py.
+    lam: Of GAE, V-trace's traces, Retrace and tree backup. rho_bar, c_bar: Of V-trace.
     normalise: "batch" shifts and scales the advantages of each minibatch to mean 0 and deviation 1.
-    recompute_every: Updates between recomputations of values (unused by "gae_stored").
+    recompute_every: When advantages are estimated anew with the current value function, and the proximal policy is
+        renewed: each so many updates, before each "batch", or at the start of each pass over the replay ("epoch").
+    alpha: Of leaky V-trace: 1 is V-trace, 0 plain importance sampling.
     """
 
-    estimator: Literal["gae", "gae_stored", "vtrace"] = "gae"
+    estimator: Annotated[str, AfterValidator(_known_estimator)] = "gae"
     gamma: float = Field(0.99, ge=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
     rho_bar: PositiveFloat = 1.0
     c_bar: PositiveFloat = 1.0
     normalise: Literal["none", "batch"] = "batch"
-    recompute_every: PositiveInt = 16
+    recompute_every: Annotated[int | Literal["epoch"], PlainValidator(_interval)] = 16
+    alpha: float = Field(1.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _is_normalised_once(self) -> Self:
+        if ESTIMATORS[self.estimator].normalises and self.normalise != "none":
+            raise ValueError(
+                f"estimator '{self.estimator}' says itself how advantages are scaled; set normalise = \"none\""
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves alpha out where it is 1, so that runs recorded before there was one keep their ids."""
+        values: dict[str, Any] = handler(self)
+        if self.alpha == 1.0:
+            del values["alpha"]
+        return values
 
 
 class TrainSettings(Spec):
@@ -132,7 +174,8 @@ def validate(model: type[S], values: Mapping[str, Any], where: str) -> S:
         if problem["type"] == "extra_forbidden":
             unknown = unknown_name(f"key in {where}:", place, _known_keys(model, problem["loc"][:-1], place))
             raise unknown from error
-        raise ConfigError(f"{where}: '{place}': {problem['msg']}.") from error
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        raise ConfigError(f"{where}: '{place}': {message}.") from error
 
 
 def _known_keys(model: type[BaseModel], parents: tuple[int | str, ...], place: str) -> list[str]:

@@ -60,13 +60,11 @@ def learn(spec: RunSpec, policy: Policy, replay: Replay, start_version: int, wor
         replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value")
     )
     for update, index in enumerate(warmup):
-        if update % settings.advantage.recompute_every == 0:
-            learner.refresh_advantages()
+        learner.refresh_if_due(update, update * settings.batch_size, len(index))
         learner.value_step(index.to(device))
     used = 0
     for update, index in enumerate(learner.batches(settings.updates, numpy_generator(*stream, "policy"))):
-        if update % settings.advantage.recompute_every == 0:
-            learner.refresh_advantages()
+        learner.refresh_if_due(update, used, len(index))
         step = learner.policy_step(index.to(device))
         used += len(index)
         if update % settings.log_every == 0 or update == settings.updates - 1:

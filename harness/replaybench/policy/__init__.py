@@ -4,7 +4,7 @@ Shape letters: B decisions, A action tokens, K bins.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from replaybench.errors import ConfigError
 from replaybench.plugins import load_object
 
 ENTRY_POINT_GROUP = "replaybench.policies"
-BUILT_IN = {"tabular": "replaybench.policy.tabular:TabularPolicy", "mlp": "replaybench.policy.mlp:MLPPolicy"}
+BUILT_IN = {
+    "tabular": "replaybench.policy.tabular:TabularPolicy",
+    "tabular_q": "replaybench.policy.tabular:TabularQPolicy",
+    "mlp": "replaybench.policy.mlp:MLPPolicy",
+}
 
 
 class PolicyOutput(NamedTuple):
@@ -40,6 +44,21 @@ class Policy(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
     def to(self, device: torch.device) -> object: ...
+
+
+@runtime_checkable
+class ActionValuePolicy(Protocol):
+    """A policy of one action token that also estimates the value of each action, [B, K].
+
+    Its `value` is the expectation of these under its own distribution, and `value_parameters` are theirs.
+    """
+
+    def action_values(self, observations: Tensor) -> Tensor: ...
+
+
+def has_action_values(kind: str) -> bool:
+    """Returns whether policies of this kind estimate action values."""
+    return hasattr(load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP), "action_values")
 
 
 def make_policy(kind: str, settings: Mapping[str, Any], generator: torch.Generator) -> Policy:

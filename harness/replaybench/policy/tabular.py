@@ -40,3 +40,41 @@ class TabularPolicy(nn.Module):
 
     def value_parameters(self) -> list[nn.Parameter]:
         return [self.values]
+
+
+class TabularQPolicy(nn.Module):
+    """Independent logits and action values for each state; one action token (A=1).
+
+    The value of a state is the expectation of its action values under the policy; fitting it moves the action
+    values and not the policy.
+
+    Args:
+        num_states: Rows of the table.
+        num_bins: Actions K.
+        generator: Unused; the table starts uniform.
+    """
+
+    def __init__(self, *, num_states: int, num_bins: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.settings: dict[str, Any] = {"num_states": num_states, "num_bins": num_bins}
+        self.logits = nn.Parameter(torch.zeros(num_states, 1, num_bins))
+        self.q = nn.Parameter(torch.zeros(num_states, num_bins))
+
+    def forward(self, observations: Tensor) -> PolicyOutput:
+        return PolicyOutput(self.logits[observations[:, 0].long()], self.value(observations))
+
+    def value(self, observations: Tensor) -> Tensor:
+        probability_BK = torch.softmax(self.logits[observations[:, 0].long(), 0].detach(), -1)
+        return (probability_BK * self.action_values(observations)).sum(-1)
+
+    def action_values(self, observations: Tensor) -> Tensor:
+        return self.q[observations[:, 0].long()]
+
+    def fit_normaliser(self, observations: Tensor) -> None:
+        """State indices are not normalised."""
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return [self.logits]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        return [self.q]
