@@ -54,9 +54,20 @@ def step_rows(rows: Rows, update: int, step: Step) -> None:
             rows.add(update, f"ess_token_applied_{sign}", _ess(weight[chosen]))
             rows.add(update, f"near_zero_share_{sign}", float((weight[chosen].abs() < NEAR_ZERO).double().mean()))
     rows.add(update, "mean_abs_score", float(score.abs().double().mean()))
+    rows.add(update, "score_share_back", score_share_back(score, step.items.log_ratio))
     rows.add(update, "grad_norm", step.grad_norm)
     rows.add(update, "policy_loss", step.policy_loss)
     rows.add(update, "value_loss", step.value_loss)
+
+
+def score_share_back(score: Tensor, log_ratio: Tensor) -> float:
+    """Returns the share of sum |h| from items whose gradient moves log pi back to log mu, i.e. h l < 0.
+
+    0.5 is no preference. A clip that only cuts items that would move further away leaves those that move back.
+    """
+    magnitude = score.abs().double()
+    total = float(magnitude.sum())
+    return float(magnitude[score * log_ratio < 0].sum()) / total if total > 0 else 0.0
 
 
 def distance_rows(rows: Rows, update: int, policy: Policy, start: Policy, replay: Replay) -> None:

@@ -27,6 +27,8 @@ CPU = torch.device("cpu")
 Weights = dict[str, Tensor]
 Report = Callable[[str], None]
 
+WARM_START_ATTEMPTS = 4
+
 
 class Checkpoint(NamedTuple):
     """A policy's weights after `version` optimiser steps of RL."""
@@ -153,12 +155,39 @@ class Breeder:
                 return
 
     def _warm_start(self) -> tuple[Policy, float]:
+        """Clones the expert into the band: from more demonstrations where it stays below, in smaller steps if it jumps.
+
+        Raises:
+            DataError: No attempt ended in the band.
+        """
         rules = self.recipe.warm_start
-        observations, targets = self._demonstrations()
+        demonstrations, learning_rate = rules.demonstrations, rules.learning_rate
+        low, high = rules.success
+        outcomes = []
+        for _ in range(WARM_START_ATTEMPTS):
+            policy, updates, success = self._clone(demonstrations, learning_rate)
+            if low <= success <= high:
+                self.report(f"{self.where}: warm start of {updates} updates, success {success:.2f}")
+                return policy, success
+            outcomes.append(f"{success:.2f} from {demonstrations} demonstrations at learning rate {learning_rate:g}")
+            if success < low:
+                demonstrations *= 2
+            else:
+                learning_rate /= 2
+        raise DataError(
+            f"{self.where}: behaviour cloning missed the band [{low}, {high}] of success: {'; '.join(outcomes)}. "
+            "Change warm_start.demonstrations, learning_rate, check_every or max_updates, or choose another task."
+        )
+
+    def _clone(self, demonstrations: int, learning_rate: float) -> tuple[Policy, int, float]:
+        """Returns the policy, its updates and its success when it first reaches the band's lower end, or last."""
+        rules = self.recipe.warm_start
+        observations, targets = self._demonstrations(demonstrations)
         policy = self.new_policy()
         policy.fit_normaliser(observations)
-        optimiser = torch.optim.AdamW(policy.policy_parameters(), lr=rules.learning_rate, weight_decay=0.0)
+        optimiser = torch.optim.AdamW(policy.policy_parameters(), lr=learning_rate, weight_decay=0.0)
         rng = numpy_generator(*self.stream("clone"))
+        success = 0.0
         for update, index in enumerate(minibatches(len(targets), rules.batch_size, rules.max_updates, rng), start=1):
             log_p_BAK = torch.log_softmax(policy(observations[index]).logits_BAK, dim=-1)
             loss = -(targets[index] * log_p_BAK).sum(-1).mean()
@@ -168,28 +197,15 @@ class Breeder:
             if update % rules.check_every == 0:
                 success = self.success(policy, rules.check_episodes)
                 if success >= rules.success[0]:
-                    self.report(f"{self.where}: warm start of {update} updates, success {success:.2f}")
-                    return self._accept_warm_start(policy, success)
-        raise DataError(
-            f"{self.where}: behaviour cloning stayed below success {rules.success[0]} for {rules.max_updates} updates. "
-            "Raise warm_start.demonstrations or max_updates."
-        )
+                    return policy, update, success
+        return policy, rules.max_updates, success
 
-    def _accept_warm_start(self, policy: Policy, success: float) -> tuple[Policy, float]:
-        low, high = self.recipe.warm_start.success
-        if success > high:
-            raise DataError(
-                f"{self.where}: the warm start's success jumped to {success:.2f}, above the band [{low}, {high}]. "
-                "Lower warm_start.learning_rate, check_every or demonstrations."
-            )
-        return policy, success
-
-    def _demonstrations(self) -> tuple[Tensor, Tensor]:
-        """Returns observations [N, ...] and the expert's distribution over bins there [N, A, K]."""
+    def _demonstrations(self, count: int) -> tuple[Tensor, Tensor]:
+        """Returns observations [N, ...] of `count` episodes and the expert's distribution over bins there [N, A, K]."""
         observations, targets = [], []
         goal_seed = self.recipe.first_train_goal_seed + self.lineage
         environment = self.world.environments[0]
-        for i in range(self.recipe.warm_start.demonstrations):
+        for i in range(count):
             rng = numpy_generator(*self.stream("demonstrate", i))
             observation = environment.reset((goal_seed, i % self.world.suite.num_goals), rng)
             for _ in range(self.recipe.max_steps):

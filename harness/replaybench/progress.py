@@ -32,20 +32,18 @@ def _live_bar() -> "Iterator[Listener]":
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("ETA"),
-        progress.TimeRemainingColumn(elapsed_when_finished=True),
         progress.TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
     ) as bar:
         tasks: dict[str, progress.TaskID] = {}
-        mean = _RunningMean()
+        notes = _Notes()
 
         def listen(update: "Progress") -> None:
             if update.stage not in tasks:
                 tasks[update.stage] = bar.add_task(update.stage, total=update.total, note="")
             if update.error:
                 bar.console.print(f"failed: {update.latest}: {update.error}", style="red")
-            bar.update(tasks[update.stage], completed=update.done, note=mean.note(update.success))
+            bar.update(tasks[update.stage], completed=update.done, note=notes.after(update))
 
         yield listen
 
@@ -54,29 +52,36 @@ class _PlainLines:
     """Prints about twenty lines a stage, and every failure."""
 
     def __init__(self) -> None:
-        self.started: dict[str, float] = {}
-        self.mean = _RunningMean()
+        self.notes = _Notes()
 
     def __call__(self, update: "Progress") -> None:
-        now = time.monotonic()
-        # The first job has ended by now; its own time is unknown, so the estimate starts with the second.
-        started = self.started.setdefault(update.stage, now)
-        note = self.mean.note(update.success)
+        note = self.notes.after(update)
         if update.error:
             print(f"failed: {update.latest}: {update.error}", file=sys.stderr, flush=True)
         every = max(1, update.total // LINES_A_STAGE)
         if update.done % every == 0 or update.done == update.total:
-            eta = (now - started) / max(1, update.done - 1) * (update.total - update.done)
-            line = f"{update.stage}: {update.done}/{update.total} done, ETA {eta / 60:.1f} min"
+            line = f"{update.stage}: {update.done}/{update.total} done"
             print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
 
 
-class _RunningMean:
+class _Notes:
+    """What is said beside the counts: the time that is left, by the mean pace of the stage, and the mean success."""
+
     def __init__(self) -> None:
+        self.started: dict[str, float] = {}
         self.total, self.count = 0.0, 0
 
-    def note(self, success: float | None) -> str:
-        if success is not None:
-            self.total += success
+    def after(self, update: "Progress") -> str:
+        """Returns the note; a stage announces itself with nothing done, from when on its time counts."""
+        now = time.monotonic()
+        started = self.started.setdefault(update.stage, now)
+        if update.success is not None:
+            self.total += update.success
             self.count += 1
-        return f"mean success {self.total / self.count:.2f}" if self.count else ""
+        parts = []
+        if 0 < update.done < update.total:
+            left = (now - started) / update.done * (update.total - update.done)
+            parts.append(f"ETA {left / 60:.1f} min")
+        if self.count:
+            parts.append(f"mean success {self.total / self.count:.2f}")
+        return ", ".join(parts)

@@ -23,12 +23,15 @@ Listener = Callable[["Progress"], None]
 
 
 class Progress(NamedTuple):
-    """How far a stage is. `latest` describes the job that just ended; `success` is its result, if it has one."""
+    """How far a stage is. `latest` names the job that just ended, if one has; `success` is its result, if it has one.
+
+    A stage announces itself with nothing done.
+    """
 
     stage: str
     done: int
     total: int
-    latest: str
+    latest: str = ""
     success: float | None = None
     error: str | None = None
 
@@ -67,6 +70,8 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
                 }
                 jobs.append(Job(f"{source.name} lineage {lineage}", json.dumps(payload)))
     failures = []
+    if jobs:
+        listen(Progress("logs", 0, len(jobs)))
     for number, done in enumerate(run_jobs(_make_lineage_job, jobs, workers), start=1):
         reason = done.error[0] if done.error else None
         listen(Progress("logs", number, len(jobs), done.job.name, error=reason))
@@ -114,6 +119,8 @@ def run_sweep(folder: SweepFolder, due: Sequence[RunSpec], workers: int, listen:
     jobs = [Job(run.run_id(), run.model_dump_json()) for run in due]
     specs = {job.name: run for job, run in zip(jobs, due, strict=True)}
     failed = 0
+    if jobs:
+        listen(Progress("runs", 0, len(jobs)))
     for number, done in enumerate(run_jobs(_Work(folder.path), jobs, workers), start=1):
         if done.error is not None:
             failed += 1

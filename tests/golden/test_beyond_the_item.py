@@ -146,7 +146,7 @@ BY_EPISODE = [
 @example(episodes=[[(0.0, 1.0), (0.0, -1.0)], [(0.1, -0.5), (0.05, 2.0), (-0.05, -0.5)]])
 def test_scores_of_an_episode_equal_the_closed_form(method: ByEpisode, episodes: list[Episode]) -> None:
     """Every item scores what its own episode says, for any number and length of episodes."""
-    edges = [math.log(edge) for edge in (0.5, 0.8, 0.9, 1.2, 2.0, 3.0)] + [-1e-4]
+    edges = [math.log(edge) for edge in (0.5, 0.8, 0.9, 1.2, 2.0, 3.0)] + [-1e-4, -0.4, 0.4]
     for episode in episodes:
         places = [total(episode), mean(episode), *(l for l, _ in episode)]
         # Sums round differently in another order, so no place may lie on an edge.

@@ -64,7 +64,7 @@ def test_a_lineage_that_overshoots_at_every_rate_is_refused(tmp_path: Path) -> N
 
 def test_a_warm_start_that_stays_too_weak_is_refused(tmp_path: Path) -> None:
     """Cloning that never reaches its band says what to change."""
-    with pytest.raises(DataError, match="behaviour cloning stayed below success 0.99"):
+    with pytest.raises(DataError, match=r"behaviour cloning missed the band \[0.99, 1.0\]"):
         make(tmp_path, warm_start={"success": (0.99, 1.0), "max_updates": 6})
 
 

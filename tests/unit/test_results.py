@@ -99,6 +99,7 @@ def run_rows(run: RunSpec, success: float) -> Rows:
                 "near_zero_share_positive",
                 "near_zero_share_negative",
                 "kl_k3_token_raw",
+                "score_share_back",
                 "grad_norm",
             ):
                 rows.add(update, metric, 0.1 * update + 0.01 * run.lineage)

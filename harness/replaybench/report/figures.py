@@ -24,6 +24,7 @@ DIAGNOSTICS = {
     "near_zero_share_positive": "near-zero share, A > 0",
     "near_zero_share_negative": "near-zero share, A < 0",
     "kl_k3_token_raw": "KL to behaviour (k3)",
+    "score_share_back": "share of |h| that moves back",
     "grad_norm": "gradient norm",
 }
 
@@ -180,7 +181,8 @@ def _draw_diagnostics_of(material: Material, dataset: str, ratio: float, table: 
     plots.finish(figure, material.look, table["baseline"].unique().to_list(), note)
     caption = (
         f"{note} ESS share: (sum rho)^2 / (N sum rho^2) of raw ratios. Near-zero share: items of that sign of the "
-        "advantage whose weight is below 0.001. Gradient norm before clipping."
+        "advantage whose weight is below 0.001. Share that moves back: of sum |h|, from items whose gradient takes "
+        "log pi towards log mu; 0.5 is no preference. Gradient norm before clipping."
     )
     return Drawing(f"3-diagnostics-{dataset}-R{ratio:g}", f"{dataset}, replay ratio {ratio:g}", caption, figure, table)
 
