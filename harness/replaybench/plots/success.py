@@ -1,6 +1,6 @@
 """Success after training: by freshness level, against the reference, by the width of the correction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -28,8 +28,13 @@ def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         axes.axvline(boundary - 0.5, color="#d0d0d0", linewidth=0.8)
     level_axis(axes, look)
     axes.grid(visible=False, axis="x")
-    axes.set_ylim(*_limits(table, floor=0.0, ceiling=1.0))
     return axes
+
+
+def show_all_success(axes: Sequence[Axes], table: pl.DataFrame) -> None:
+    """Sets y limits that hold every value and interval of the table, cut to the range of a success."""
+    for one in axes:
+        one.set_ylim(*_limits(table, floor=0.0, ceiling=1.0))
 
 
 def _control_band(axes: Axes, control: pl.DataFrame) -> None:

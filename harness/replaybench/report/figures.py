@@ -66,6 +66,8 @@ def draw_success(material: Material) -> Drawing:
             plots.success_by_level(axes[i, j], table.filter(chosen), _with_ticks(material, dataset))
             axes[i, j].set_title(f"{dataset}, replay ratio {ratio:g}")
         axes[i, 0].set_ylabel("success after training")
+    for j, dataset in enumerate(datasets):
+        plots.show_all_success(list(axes[:, j]), table.filter(pl.col("dataset") == dataset))
     note = f"Bars and grey band: mean over {_lineages(table)} with 95 % t interval. Dots: lineages, seeds averaged."
     plots.finish(figure, material.look, list(material.look.styles), note)
     caption = (
