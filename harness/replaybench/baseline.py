@@ -447,7 +447,8 @@ def describe(baseline: Baseline) -> dict[str, Any]:
         "name": baseline.name,
         "paper": declaration.paper,
         "arxiv": declaration.arxiv,
-        "granularity": ["token", "step"],
+        # A method that reads whole episodes has one weight for all items of a sequence.
+        "granularity": ["sequence"] if "episodes" in declaration.needs else ["token", "step"],
         "needs": list(declaration.needs),
         "bounded": baseline.is_bounded(baseline.config()),
         "discrete_only": declaration.discrete_only,

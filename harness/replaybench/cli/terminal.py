@@ -45,6 +45,8 @@ def emit(value: Any, as_json: bool, title: str) -> None:
 
 
 def _cell(item: Any) -> str:
+    if isinstance(item, bool):
+        return "yes" if item else "no"
     if isinstance(item, float):
         return f"{item:.4g}"
     if isinstance(item, dict):
