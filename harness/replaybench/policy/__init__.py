@@ -13,7 +13,11 @@ from replaybench.errors import ConfigError
 from replaybench.plugins import load_object
 
 ENTRY_POINT_GROUP = "replaybench.policies"
-BUILT_IN = {"tabular": "replaybench.policy.tabular:TabularPolicy", "mlp": "replaybench.policy.mlp:MLPPolicy"}
+BUILT_IN = {
+    "tabular": "replaybench.policy.tabular:TabularPolicy",
+    "mlp": "replaybench.policy.mlp:MLPPolicy",
+    "openvla_oft": "replaybench.policy.openvla_oft.policy:OpenVLAOFTPolicy",
+}
 
 
 class PolicyOutput(NamedTuple):
