@@ -1,7 +1,6 @@
 """A tiny OpenVLA-OFT policy, a log of images and a learner; shared by tests in one process and in several."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from replaybench.spec import AdvantageSettings, TrainSettings
 
 SIDE = 56
 NUM_STEPS = 6
+# The behaviour policy is this much flatter than the policy that learns.
+FLATNESS = 0.8
 
 
 def make_policy(train: Mapping[str, Any], **settings: Any) -> OpenVLAOFTPolicy:
@@ -44,13 +45,14 @@ def images(count: int, stream: str = "images") -> Tensor:
 
 
 def episode(policy: OpenVLAOFTPolicy) -> Episode:
-    """Logs one episode of random images, on which the policy acts by its own distribution."""
+    """Logs one episode of random images and actions, under a flatter version of the policy."""
     rng = numpy_generator("episode")
     observations = images(NUM_STEPS + 1).numpy()
     logits, values = policy_actor(policy, torch.device("cpu"))(observations)
+    logits = FLATNESS * logits
     log_p = torch.log_softmax(torch.from_numpy(logits[:-1]), -1)
     tokens = rng.integers(0, 256, log_p.shape[:2])
-    log_mu = log_p.gather(-1, torch.from_numpy(tokens)[..., None])[..., 0] - 0.1
+    log_mu = log_p.gather(-1, torch.from_numpy(tokens)[..., None])[..., 0]
     return Episode(
         observations=observations,
         action_tokens=tokens.astype(np.int16),
@@ -83,7 +85,7 @@ def learner(policy: OpenVLAOFTPolicy, log: Replay) -> Learner:
         kl_coefficient=0.1,
         advantage=AdvantageSettings(normalise="batch"),
     )
-    baseline = load_baseline(Path(__file__).parents[2] / "baselines" / "ppo_clip.py")
+    baseline = load_baseline("ppo_clip")
     made = Learner(policy, baseline, baseline.config({}), log, settings)
     made.refresh_advantages()
     return made

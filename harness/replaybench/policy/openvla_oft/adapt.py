@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from replaybench.errors import ConfigError
+from replaybench.errors import ConfigError, unknown_name
 from replaybench.policy.openvla_oft.model import OpenVLAOFT
 
 if TYPE_CHECKING:
@@ -45,6 +47,22 @@ class AdaptSettings(BaseModel):
     gradient_checkpointing: bool = False
 
 
+def read_adapt_settings(fields: Mapping[str, Any]) -> AdaptSettings:
+    """Returns the settings from the `train` table of a policy.
+
+    Raises:
+        ConfigError: A field is unknown or has a value that is not allowed.
+    """
+    for name in fields:
+        if name not in AdaptSettings.model_fields:
+            raise unknown_name("field of train", name, AdaptSettings.model_fields)
+    try:
+        return AdaptSettings.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"train.{'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+
+
 def adapt(model: OpenVLAOFT, settings: AdaptSettings, generator: torch.Generator | None = None) -> None:
     """Prepares a model for training in place: adds LoRA, freezes the rest, switches checkpointing.
 
@@ -66,7 +84,10 @@ def adapt(model: OpenVLAOFT, settings: AdaptSettings, generator: torch.Generator
     if model.config.value_outputs is not None:
         model.value_head.requires_grad_(True)
     if settings.gradient_checkpointing:
-        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        # The library's own switch has another name in each of its versions.
+        for layer in model.layers:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
         for tower in model.vision_backbone.children():
             tower.checkpointing = True  # type: ignore[assignment]
     model.train()

@@ -8,7 +8,7 @@ Shape letters: B observations, A action tokens, K bins.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy import PolicyOutput
 from replaybench.policy.openvla_oft.actions import Bounds, read_bounds
-from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt, frozen_layers
-from replaybench.policy.openvla_oft.config import NAMED
+from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, read_adapt_settings
+from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig
 from replaybench.policy.openvla_oft.model import OpenVLAOFT, Tokens
 from replaybench.policy.openvla_oft.processing import (
     ByteTokenizer,
@@ -49,6 +49,7 @@ class OpenVLAOFTPolicy(nn.Module):
         autocast: Compute in bfloat16 on float32 weights.
         microbatch: Observations that pass through the model at once.
         cache_observations: With `top_layers`, how many observations' hidden states are kept.
+        observation_shape, num_action_tokens, num_bins: What the suite has; refused where the model has other sizes.
     """
 
     def __init__(
@@ -67,13 +68,16 @@ class OpenVLAOFTPolicy(nn.Module):
         autocast: bool = False,
         microbatch: int = 16,
         cache_observations: int = 0,
+        observation_shape: Sequence[int] | None = None,
+        num_action_tokens: int | None = None,
+        num_bins: int | None = None,
     ) -> None:
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "generator", "__class__")}
         self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         _check_settings(self.settings)
         fields = {"value_outputs": 1} | dict(overrides or {})
-        adapt_settings = AdaptSettings(**(train or {}))
+        adapt_settings = read_adapt_settings(train or {})
         if checkpoint is not None:
             self.model = OpenVLAOFT.from_pretrained(
                 checkpoint, DTYPES[dtype], adapter=adapter, overrides=fields, generator=generator
@@ -85,13 +89,11 @@ class OpenVLAOFTPolicy(nn.Module):
                 # Not model.to(), which would round the rotary frequencies too.
                 parameter.data = parameter.data.to(DTYPES[dtype])
             tokenizer = ByteTokenizer()
-        if self.model.config.value_outputs != 1:
-            raise ConfigError(
-                f"value_outputs is {self.model.config.value_outputs}; a policy has one value. Set it to 1."
-            )
+        _check_sizes(self.settings, self.model.config)
         adapt(self.model, adapt_settings, generator)
         self.model.value_head.float()
-        self._prompt = encode_prompt(instruction, tokenizer, self.model.config)
+        num_images = 1 if observation_shape is None else observation_shape[-1] // 3
+        self._prompt = encode_prompt(instruction, tokenizer, self.model.config, num_images)
         self._frozen = frozen_layers(self.model, adapt_settings)
         self._cache = BoundaryCache(cache_observations) if self._frozen and cache_observations else None
         self._saves_all = checkpoint is None
@@ -189,6 +191,27 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise unknown_name("dtype", settings["dtype"], DTYPES)
     if settings["temperature"] <= 0 or settings["microbatch"] < 1 or settings["cache_observations"] < 0:
         raise ConfigError("openvla_oft: temperature and microbatch must be positive, cache_observations at least 0.")
+
+
+def _check_sizes(settings: Mapping[str, Any], config: VLAConfig) -> None:
+    """Refuses a suite whose images, action tokens or bins are not the model's."""
+    if config.value_outputs != 1:
+        raise ConfigError(f"value_outputs is {config.value_outputs}; a policy has one value. Set it to 1.")
+    if settings.get("num_bins", NUM_BINS) != NUM_BINS:
+        raise ConfigError(f"The suite has {settings['num_bins']} bins, the model has {NUM_BINS}. Set the suite's.")
+    if settings.get("num_action_tokens", config.num_action_tokens) != config.num_action_tokens:
+        raise ConfigError(
+            f"The suite has {settings['num_action_tokens']} action tokens, the model has {config.num_action_tokens} = "
+            f"chunk x action dimension = {config.chunk} x {config.action_dim}. Set the suite's chunk, or the override "
+            "_constants = { NUM_ACTIONS_CHUNK = ..., ACTION_DIM = ... }."
+        )
+    side = config.image_size
+    shape = tuple(settings.get("observation_shape", (side, side, 3)))
+    if len(shape) != 3 or shape[:2] != (side, side) or shape[2] % 3:
+        raise ConfigError(
+            f"The suite's observations are {shape}, the model sees {side} x {side} with 3 channels a camera. Set the "
+            "suite's image size, or for a tiny model the override image_sizes = [..., ...]."
+        )
 
 
 # Maps uint8 images to tensors with one row an image.
