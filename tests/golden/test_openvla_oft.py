@@ -1,4 +1,4 @@
-"""Numbers of the reference implementations of OpenVLA-OFT, and of eleven ways to get them wrong.
+"""Numbers of the reference implementations of OpenVLA-OFT, and of twelve ways to get them wrong.
 
 The origin of every file is in openvla_oft_56/README.md.
 """
