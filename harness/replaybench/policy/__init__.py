@@ -17,6 +17,7 @@ BUILT_IN = {
     "tabular": "replaybench.policy.tabular:TabularPolicy",
     "tabular_q": "replaybench.policy.tabular:TabularQPolicy",
     "mlp": "replaybench.policy.mlp:MLPPolicy",
+    "openvla_oft": "replaybench.policy.openvla_oft.policy:OpenVLAOFTPolicy",
 }
 
 

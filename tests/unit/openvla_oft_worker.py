@@ -1,0 +1,38 @@
+"""One of several processes that train the same sharded policy; the first writes what it found."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from openvla_oft_learning import NUM_STEPS, gradients, learner, make_policy, replay
+from safetensors.torch import save_file
+from torch import distributed as dist
+from torch.distributed.tensor import DTensor
+
+from replaybench.policy.openvla_oft.sharding import shard
+
+
+def main(settings: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    chosen = json.loads(settings)
+    policy = make_policy(chosen.pop("train"), **chosen)
+    log = replay(policy)
+    shard(policy)
+    assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())
+    made = learner(policy, log)
+    value_loss = made.value_step(torch.arange(NUM_STEPS))
+    step = made.policy_step(torch.arange(NUM_STEPS))
+    found, weights = gradients(policy), policy.state_dict()
+    if dist.get_rank() == 0:
+        numbers = {"value_loss": value_loss, "policy_loss": step.policy_loss, "grad_norm": step.grad_norm}
+        tensors = {f"gradient.{name}": tensor for name, tensor in found.items()}
+        tensors |= {f"weight.{name}": tensor.contiguous() for name, tensor in weights.items()}
+        save_file(tensors, Path(out) / "found.safetensors")
+        (Path(out) / "numbers.json").write_text(json.dumps(numbers))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
