@@ -12,7 +12,7 @@ from replaybench.suites.chunks import ChunkedEnvironment, checked_chunk_size
 from replaybench.suites.libero_simulator import (
     NUM_ACTION_TOKENS,
     LiberoSimulator,
-    import_simulator,
+    import_libero,
     libero_task,
     task_names,
 )
@@ -75,7 +75,7 @@ class LiberoSuite:
         self._pictures = None
         if observation == "images":
             self._pictures = Pictures(cameras=tuple(cameras), resolution=resolution, crop=crop, quality=quality)
-        import_simulator()
+        import_libero("libero.libero.benchmark")
         self.simulator = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
         if self._pictures is not None:
             self.simulator += f", {find_backend()} {quality}"

