@@ -23,7 +23,7 @@ def package() -> None:
 
 
 class Hand:
-    """A hand that goes where it is sent, over a table at height 0; what it closes on, it carries; what it drops, falls."""
+    """A hand that goes where it is sent; it carries what it closes on, and what it lets go falls on the table."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.gripper = np.array([*rng.uniform(-0.2, 0.2, 2), 0.25])

