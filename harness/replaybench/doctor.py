@@ -21,8 +21,8 @@ class Check(NamedTuple):
 
 
 def examine() -> list[Check]:
-    """Returns every check: packages, the simulator, cores, disk."""
-    return [*(_package(name) for name in REQUIRED), _simulator(), _cores(), _disk()]
+    """Returns every check: packages, the simulator, rendering, cores, disk."""
+    return [*(_package(name) for name in REQUIRED), _simulator(), _rendering(), _cores(), _disk()]
 
 
 def _package(name: str) -> Check:
@@ -50,6 +50,15 @@ def _simulator() -> Check:
             "simulator", False, f"{type(error).__name__}: {error}", "pip install metaworld==3.1.1 mujoco==3.3.0"
         )
     return Check("simulator", True, suite.simulator, "")
+
+
+def _rendering() -> Check:
+    from replaybench.suites.rendering import BACKENDS, INSTALL, probe
+
+    probes = [probe(backend) for backend in BACKENDS]
+    working = [f"{one.backend} ({one.found})" for one in probes if one.works]
+    found = ", ".join(working) or "; ".join(f"{one.backend}: {one.found}" for one in probes)
+    return Check("rendering", bool(working), found, f"only suites with images need it: {INSTALL}")
 
 
 def _cores() -> Check:

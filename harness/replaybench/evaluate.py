@@ -38,7 +38,9 @@ def open_world(suite: str, settings: Mapping[str, Any], task: str) -> World:
 @lru_cache(maxsize=4)
 def _open_world(suite_name: str, settings_json: str, task: str) -> World:
     suite = make_suite(suite_name, json.loads(settings_json))
-    return World(suite, task, [suite.make(task) for _ in range(NUM_ENVIRONMENTS)])
+    # A suite whose simulators are large says how many there should be.
+    count: int = getattr(suite, "num_environments", NUM_ENVIRONMENTS)
+    return World(suite, task, [suite.make(task) for _ in range(count)])
 
 
 class Outcome(NamedTuple):

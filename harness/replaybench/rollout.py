@@ -53,7 +53,7 @@ class _Slot:
     environment: Environment
     plan: EpisodePlan
     rng: np.random.Generator
-    observations: list[NDArray[np.float32]]
+    observations: list[NDArray[np.generic]]
     tokens: list[NDArray[np.int16]] = field(default_factory=list)
     log_mu: list[NDArray[np.float32]] = field(default_factory=list)
     logits: list[NDArray[np.float32]] = field(default_factory=list)

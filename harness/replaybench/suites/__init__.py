@@ -12,22 +12,28 @@ ENTRY_POINT_GROUP = "replaybench.suites"
 BUILT_IN = {
     "gridworld": "replaybench.suites.gridworld:GridWorldSuite",
     "metaworld": "replaybench.suites.metaworld:MetaWorldSuite",
+    "metaworld-pixels": "replaybench.suites.metaworld_pixels:MetaWorldPixelsSuite",
+    "libero": "replaybench.suites.libero:LiberoSuite",
 }
 
 
 class Transition(NamedTuple):
-    """What follows an action. `terminated` is set at success; a time limit is the caller's business."""
+    """What follows a decision. `terminated` is set at success; a time limit is the caller's business."""
 
-    observation: NDArray[np.float32]
+    observation: NDArray[np.generic]
     reward: float
     terminated: bool
     success: bool
 
 
 class Environment(Protocol):
-    """One simulator instance of one task, acted on with action tokens (bins)."""
+    """One simulator instance of one task, acted on with action tokens (bins).
 
-    def reset(self, goal: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
+    An observation is a float32 state or a uint8 image [H, W, 3 x cameras]. Where a decision is a chunk of steps,
+    `step` takes all of them and `expert` plans all of them.
+    """
+
+    def reset(self, goal: tuple[int, int], rng: np.random.Generator) -> NDArray[np.generic]:
         """Starts an episode at goal (goal seed, index); `rng` drives stochastic dynamics, if any."""
         ...
 

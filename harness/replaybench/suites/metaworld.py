@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from replaybench.errors import unknown_name
 from replaybench.suites import Transition
+from replaybench.suites.binning import bin_centres, gaussian_over_bins
 from replaybench.suites.sawyer import HandStates, without_repeated_work
+from replaybench.suites.snapshots import Snapshot, restore_snapshot, take_snapshot
 
 NUM_ACTION_TOKENS = 4
 OBSERVATION_SIZE = 39
@@ -77,8 +79,9 @@ class MetaWorldEnvironment:
         self._suite = suite
         experts: dict[str, Any] = dict(ENV_POLICY_MAP)
         self._expert = experts[task]()
-        self._centres = -1.0 + (2.0 * np.arange(suite.num_bins) + 1.0) / suite.num_bins
+        self._centres = bin_centres(suite.num_bins)
         self._observation: NDArray[np.float64] = np.zeros(OBSERVATION_SIZE)
+        self._shaped = 0.0
 
     def reset(self, goal: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
         seed, index = goal
@@ -99,6 +102,11 @@ class MetaWorldEnvironment:
             self._shaped = float(shaped)
         return Transition(self._observation.astype(np.float32), reward, success, success)
 
+    @property
+    def simulator(self) -> Any:
+        """Meta-World's own environment below gymnasium's wrappers."""
+        return self._env
+
     def _shaped_now(self) -> float:
         """Returns the shaped reward of the present state under no motion, where progress starts from."""
         reward, _ = self._env.evaluate_state(self._observation, np.zeros(NUM_ACTION_TOKENS, dtype=np.float32))
@@ -109,9 +117,15 @@ class MetaWorldEnvironment:
             # The scripted experts ask for more than the actuators give and warn at every such step.
             warnings.simplefilter("ignore")
             action = np.clip(self._expert.get_action(self._observation), -1.0, 1.0)
-        distance = (self._centres[None, :] - np.asarray(action)[:, None]) / self._suite.expert_width
-        density = np.exp(-0.5 * distance**2)
-        return np.asarray(density / density.sum(1, keepdims=True))
+        return gaussian_over_bins(np.asarray(action), self._centres, self._suite.expert_width)
+
+    def snapshot(self) -> Snapshot:
+        """Returns all that the following steps depend on."""
+        return take_snapshot(self._env.model, self._env.data, [self, self._env])
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Goes back to a snapshot of this instance, exactly."""
+        restore_snapshot(self._env.model, self._env.data, [self, self._env], snapshot)
 
 
 @lru_cache(maxsize=64)
