@@ -20,7 +20,7 @@ from replaybench.plots.style import (
     styles,
     theme,
 )
-from replaybench.plots.success import difference_forest, show_all_success, success_by_level, success_by_width
+from replaybench.plots.success import difference_forest, profiles, show_all_success, success_by_level, success_by_width
 from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
 from replaybench.plots.weights import bias_variance, linear_near_zero, sign_handles, weight_curves, weight_panel
 
@@ -44,6 +44,7 @@ __all__ = [
     "log_where_positive",
     "metric_over_updates",
     "panels",
+    "profiles",
     "render",
     "show_all_success",
     "sign_handles",

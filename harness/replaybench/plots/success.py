@@ -138,3 +138,27 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     return axes
+
+
+def profiles(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Draws performance profiles: the share of lineages above each score.
+
+    Args:
+        table: baseline, score, share_above; one level and replay ratio.
+    """
+    axes.axvline(0, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
+    for number, (label, style) in enumerate(look.styles.items()):
+        curve = table.filter(pl.col("baseline") == label).sort("score")
+        axes.step(
+            curve["score"],
+            curve["share_above"],
+            where="post",
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=1.4,
+            marker=style.marker,
+            markersize=4,
+            markevery=(3 * number % 20, 20),
+        )
+    axes.set_ylim(-0.03, 1.03)
+    return axes

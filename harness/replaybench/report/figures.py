@@ -11,6 +11,7 @@ from replaybench import plots
 from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, paper_cells, pareto_frontier
 from replaybench.analysis.compare import POOLED, cell_means
 from replaybench.baseline import baseline_paths, load_baseline
+from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
 from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.report.sensitivity import draw_sensitivity
@@ -50,7 +51,7 @@ def draw(material: Material) -> list[Drawing]:
     drawings = [draw_success(material), draw_differences(material)]
     drawings += draw_diagnostics(material) + draw_distances(material)
     drawings += [*draw_weights(material), draw_gallery(), draw_bias_variance(material)]
-    return [*drawings, *draw_levels(material), *draw_sensitivity(material)]
+    return [*drawings, *draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
 
 
 def draw_success(material: Material) -> Drawing:

@@ -8,6 +8,7 @@ import polars as pl
 
 from replaybench.analysis.compare import BETTER, POOLED, UNRESOLVED, WORSE
 from replaybench.provenance import checkout_commit
+from replaybench.report.aggregates import aggregate_frame
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.material import Material, first_runs, loaded_baseline
 from replaybench.report.sensitivity import comparison_frames
@@ -48,6 +49,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         "failures": failures_frame(material),
         "runs": material.success,
         **comparison_frames(material),
+        "aggregates": aggregate_frame(material),
     }
 
 
@@ -131,6 +133,7 @@ def page_tables(material: Material) -> dict[str, Table]:
         _text_table("provenance", "Provenance", provenance_frame(material), ["fact", "value"]),
         _text_table("failures", "Failed runs", failures_frame(material), ["run", "reason"]),
         *_sensitivity_tables(material),
+        _aggregates_table(material),
     ]
     return {table.name: table for table in tables}
 
@@ -217,6 +220,28 @@ def _sensitivity_tables(material: Material) -> list[Table]:
     best = glance_table("best", title, material, frames["best"])
     note = "Each lineage is compared at the setting that was best on the other lineages."
     return [matched, best._replace(csv="best", note=note)]
+
+
+def _aggregates_table(material: Material) -> Table:
+    order = {level: number for number, level in enumerate(material.look.levels)}
+    titles = {"iqm": "IQM", "optimality_gap": "optimality gap", "probability_of_improvement": "P(better)"}
+    found: dict[tuple[float, str, str], dict[str, dict[str, Any]]] = {}
+    for row in aggregate_frame(material).to_dicts():
+        found.setdefault((row["replay_ratio"], row["level"], row["baseline"]), {})[row["aggregate"]] = row
+    rows = []
+    for (ratio, level, baseline), values in sorted(found.items(), key=lambda item: (item[0][0], order[item[0][1]])):
+        cells = [_number(ratio, "g"), Cell(level, order[level]), Cell(baseline, baseline, "name")]
+        for name in titles:
+            found_here = values.get(name)
+            text = with_interval(found_here, plain) if found_here else "-"
+            cells.append(Cell(text, _sortable(found_here["estimate"]) if found_here else "", "number"))
+        rows.append([*cells, _number(values["iqm"]["n"], "d")])
+    note = (
+        f"P(better): probability that a lineage is better than one of {material.sweep.reference}, averaged over tasks. "
+        "Intervals: trimmed-mean t (IQM), t (optimality gap), jackknife t (P); a bootstrap from 20 lineages on."
+    )
+    headings = ["replay ratio", "level", "baseline", *titles.values(), "n"]
+    return Table("aggregates", "Aggregates over tasks and lineages", headings, rows, note, "aggregates")
 
 
 def _levels_table(material: Material) -> Table:
