@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from replaybench.errors import ReplayBenchError
 
-MAX_ATTEMPTS = 3
+MAX_DEATHS = 3
 ORPHAN_CHECK_S = 1.0
 
 
@@ -38,32 +38,34 @@ Work = Callable[[str], str]
 def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
     """Yields every job as it ends, in the order of ending.
 
-    A worker that dies takes the running jobs with it; they are tried again, up to three times in all.
+    A worker that dies takes the running jobs with it. They are then run one at a time, so that only the one that kills
+    its worker is charged with it; that one is given up after three deaths.
     """
-    attempts = {job.name: 0 for job in jobs}
-    waiting = list(jobs)[::-1]
-    while waiting:
-        pool = _start_pool(workers)
+    waiting, suspects = list(jobs)[::-1], list[Job]()
+    deaths = {job.name: 0 for job in jobs}
+    while waiting or suspects:
+        queue, limit = (suspects, 1) if suspects else (waiting, workers)
+        pool = _start_pool(limit)
         running: dict[Future[tuple[str, tuple[str, str] | None]], Job] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
+            while queue or running:
+                while queue and len(running) < limit:
                     # Taken off the list once it is submitted: a pool that has just broken refuses it.
-                    job = waiting[-1]
-                    running[pool.submit(_guarded, work, job.payload)] = job
-                    attempts[job.name] += 1
-                    waiting.pop()
+                    running[pool.submit(_guarded, work, queue[-1].payload)] = queue[-1]
+                    queue.pop()
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 # Results first, so that the death of one worker does not throw away what another has finished.
                 for future in sorted(finished, key=lambda future: future.exception() is not None):
                     result, error = future.result()
                     yield Done(running.pop(future), result, error)
         except BrokenProcessPool:
+            is_culprit = len(running) == 1
             for job in running.values():
-                if attempts[job.name] < MAX_ATTEMPTS:
-                    waiting.append(job)
+                deaths[job.name] += is_culprit
+                if deaths[job.name] < MAX_DEATHS:
+                    suspects.append(job)
                 else:
-                    yield Done(job, "", (f"its worker process died {MAX_ATTEMPTS} times", ""))
+                    yield Done(job, "", (f"its worker process died {MAX_DEATHS} times", ""))
         finally:
             _stop_pool(pool)
 

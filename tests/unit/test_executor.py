@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from replaybench.errors import DataError
-from replaybench.executor import MAX_ATTEMPTS, Done, Job, run_jobs
+from replaybench.executor import MAX_DEATHS, Done, Job, run_jobs
 
 ORPHAN_LIMIT_S = 5.0
 
@@ -29,6 +29,8 @@ def work(payload: str) -> str:
         Path(f"{marks}{attempts}").touch()
         if verb == "die" or attempts == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+    if verb == "wait":
+        time.sleep(0.5)
     if verb == "process":
         import torch
 
@@ -100,8 +102,19 @@ def test_a_job_that_always_kills_its_worker_fails_after_three_attempts(tmp_path:
     error = done[payload].error
     assert error is not None
     assert "worker process died 3 times" in error[0]
-    assert len(list(tmp_path.iterdir())) == MAX_ATTEMPTS == 3
+    assert len(list(tmp_path.iterdir())) == MAX_DEATHS == 3
     assert (done["a"].result, done["b"].result) == ("A", "B")
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_worker_costs_its_neighbours_nothing(tmp_path: Path) -> None:
+    """The jobs beside it are run again alone and succeed; only the culprit is charged, three times."""
+    payload = f"die {tmp_path / 'mark'}"
+    done = ended(*(f"wait {number}" for number in range(4)), payload, *"abcd", workers=3)
+    assert [item.job.payload for item in done.values() if item.error] == [payload]
+    assert len(done) == 9
+    # One death beside others, which charges nobody, and three alone; it may also have been alone from the start.
+    assert len(list(tmp_path.iterdir())) in (MAX_DEATHS, MAX_DEATHS + 1)
 
 
 @pytest.mark.slow
