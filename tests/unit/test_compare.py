@@ -185,6 +185,9 @@ def test_minimum_detectable_is_that_of_the_holm_step() -> None:
     difference = _values(runs, "door", "stale", "b") - _values(runs, "door", "stale", "a")
     noncentrality = row["minimum_detectable"] / stats.sem(difference)
     assert stats.nct.sf(stats.t.ppf(1 - 0.05 / 6, 5), 5, noncentrality) == pytest.approx(0.8, abs=1e-4)
+    # Twice as many lineages: 11 degrees of freedom and a standard error smaller by sqrt 2.
+    doubled = row["minimum_detectable_doubled"] / (stats.sem(difference) / 2**0.5)
+    assert stats.nct.sf(stats.t.ppf(1 - 0.05 / 6, 11), 11, doubled) == pytest.approx(0.8, abs=1e-4)
 
 
 def _constant_shift(shift: float) -> pl.DataFrame:

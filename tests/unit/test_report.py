@@ -93,7 +93,7 @@ def test_no_line_of_the_terminal_is_too_wide(tmp_path: Path) -> None:
 
 def test_the_conclusion_counts_the_cells_of_the_tables(folder: SweepFolder) -> None:
     """gipo is better on both fresh cells and worse on both stale ones, and nothing beats the start there."""
-    reference, start = conclusion(gather(folder))
+    reference, _, start = conclusion(gather(folder))
     assert "on 4 cells (level x replay ratio): resolved better on 2: gipo; resolved worse on 2: gipo" in reference
     assert "-0.22 [" in reference
     assert "n=6" in reference
@@ -105,7 +105,10 @@ def test_the_conclusion_counts_the_cells_of_the_tables(folder: SweepFolder) -> N
 def test_an_unresolved_sweep_says_so_and_what_it_could_have_missed(tmp_path: Path) -> None:
     """Differences of 0, .1 and -.1 resolve nothing, on no cell, against neither the reference nor the start."""
     material = gather(write_sweep(tmp_path, lambda run: success_of(run) * 0 + 0.5 + _noise(run)))
-    reference, start = conclusion(material)
+    reference, resolution, start = conclusion(material)
+    assert re.fullmatch(
+        r"In the median comparison 6 lineages resolve .* of (0\.\d\d) with .*; 12 would resolve (0\.\d\d)\.", resolution
+    )
     smallest = material.differences.filter(pl.col("dataset") == "all")["minimum_detectable"].min()
     assert reference.startswith("No difference to ppo_clip is resolved on any of 4 cells")
     assert f"true differences below {smallest:.2f} to" in reference

@@ -62,6 +62,7 @@ DIFFERENCE_SCHEMA: dict[str, type[pl.DataType]] = {
     "p_holm": pl.Float64,
     "verdict": pl.String,
     "minimum_detectable": pl.Float64,
+    "minimum_detectable_doubled": pl.Float64,
 }
 
 # Values are of order 1. Unrounded, equal differences such as .3-.2 and .2-.1 would have a variance of 1e-34.
@@ -152,7 +153,8 @@ def paired_differences(runs: pl.DataFrame, reference: str) -> pl.DataFrame:
         seeds than others have; interval_method; reference; p_value, two-sided; p_holm, adjusted over the baselines of
         the same (dataset, level, replay_ratio); verdict at p_holm < .05, "better", "worse" or "no difference resolved";
         minimum_detectable, the true difference that the verdict finds with power .8 if it is the table's only one:
-        for the standard error at hand, at .05 / (number of baselines compared), which is Holm's first step.
+        for the standard error at hand, at .05 / (number of baselines compared), which is Holm's first step;
+        minimum_detectable_doubled, the same if each task had twice as many lineages of the same spread.
         The interval is that of one comparison: it can exclude 0 where the verdict resolves nothing. "all" comes last.
 
     Raises:
@@ -310,7 +312,11 @@ def _difference_rows(table: Sequence[_Group], reference: str) -> list[dict[str, 
     rows = []
     for group, p_value, p_holm in zip(table, p_values, holm(p_values).tolist(), strict=True):
         mean = stratified_mean(group.values_by_stratum)
-        detectable = detectable_difference(mean.standard_error, mean.degrees_of_freedom, FAMILY_ALPHA / len(table))
+        alpha = FAMILY_ALPHA / len(table)
+        detectable = detectable_difference(mean.standard_error, mean.degrees_of_freedom, alpha)
+        # K tasks of m lineages have K (m - 1) degrees of freedom; of 2 m, K (2 m - 1).
+        more_freedom = 2 * mean.degrees_of_freedom + len(group.values_by_stratum)
+        doubled = detectable_difference(mean.standard_error / math.sqrt(2), more_freedom, alpha)
         rows.append(
             _summary_row(group)
             | {
@@ -319,6 +325,7 @@ def _difference_rows(table: Sequence[_Group], reference: str) -> list[dict[str, 
                 "p_holm": _or_null(p_holm),
                 "verdict": _verdict(mean.estimate, p_holm),
                 "minimum_detectable": _or_null(detectable),
+                "minimum_detectable_doubled": _or_null(doubled),
             }
         )
     return rows

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import polars as pl
+
 from replaybench.analysis.compare import BETTER, UNRESOLVED, WORSE
 from replaybench.report.material import Material, n_words
 from replaybench.report.words import (
@@ -13,6 +15,7 @@ from replaybench.report.words import (
     listed,
     mean_fact,
     plain,
+    pooled,
     pooled_rows,
     setting_name,
     short,
@@ -72,9 +75,25 @@ def _distance_words(material: Material, level: str) -> str:
 def conclusion(material: Material) -> list[str]:
     """Returns the sentences that the pooled tables support: against the reference, then against the start policy."""
     sentences = [_against_reference(material)]
+    resolution = resolution_words(pooled(material.differences))
+    if resolution:
+        sentences.append(resolution)
     if material.sweep.reference != material.sweep.control:
         sentences.append(_against_start(material))
     return sentences
+
+
+def resolution_words(rows: pl.DataFrame) -> str:
+    """Returns which differences the lineages at hand resolve and which twice as many would, at the median cell."""
+    measured = rows.drop_nulls("minimum_detectable")
+    if measured.is_empty():
+        return ""
+    n = int(measured["n"].median())  # type: ignore[arg-type]
+    now, then = (float(measured[name].median()) for name in ("minimum_detectable", "minimum_detectable_doubled"))  # type: ignore[arg-type]
+    return (
+        f"In the median comparison {n} lineages resolve a true difference of {plain(now)} with probability 0.8; "
+        f"{2 * n} would resolve {plain(then)}."
+    )
 
 
 def _against_reference(material: Material) -> str:
