@@ -125,7 +125,7 @@ class GradientMeter:
         def along(direction_P: Tensor) -> Tensor:
             parts = zip(names, direction_P.split(sizes), strict=True)
             tangent = {name: part.view_as(frozen[name]) for name, part in parts}
-            _, change_BAK = torch.func.jvp(logits, (frozen,), (tangent,))
+            change_BAK: Tensor = torch.func.jvp(logits, (frozen,), (tangent,))[1]
             return (change_BAK * grad_BAK).flatten(1).sum(1)
 
         products_VB = torch.func.vmap(along, chunk_size=DIRECTIONS_AT_ONCE)(directions_VP)

@@ -128,7 +128,7 @@ def test_measuring_leaves_no_gradient_and_no_hook_behind() -> None:
 
 def test_a_weight_that_is_read_outside_its_layer_is_refused() -> None:
     """Its gradient has a part that no hook sees, so its norm would be wrong without a word."""
-    _, observations, actions, score = batch("positions", 12)
+    _, observations, _, score = batch("positions", 12)
     with pytest.raises(ContractError, match=r"Linear\.weight of shape \(5, 6\) is used outside"):
         GradientMeter(Leaky()).measure(
             observations, UNITS["items"], lambda logits: (logits.square() * score.unsqueeze(-1)).sum()

@@ -5,7 +5,7 @@ Every function takes leading axes, so that thousands of repetitions are one call
 Shape letters: K groups of logged units, F groups of fresh (on-policy) episodes, M = K + F, R = M deletions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,7 +141,7 @@ def mean_squared_error(gradients: GroupGradients, num_episodes: int) -> Estimate
     deviations = np.zeros(_along(contrast).shape)
     deviations[..., : gradients.log.num_groups] = variance[..., 1:] - variance[..., :1]
     estimate = _pair_mean(contrast)[..., 0] + variance[..., 0]
-    return _invert(estimate, variance[..., 0], contrast, deviations * _scale(contrast), 1.0 - share)
+    return _invert(estimate, variance[..., 0], contrast, deviations * _scale(contrast.samples), 1.0 - share)
 
 
 def cosine(gradients: GroupGradients) -> Estimates:
@@ -169,7 +169,7 @@ def reference_noise(gradients: GroupGradients) -> Floats:
 
 
 class _PairParts(NamedTuple):
-    """|E[Y]/E[T]|^2, twice nothing: <E[Y]/E[T], E[Z]/E[T]>, |E[Z]/E[T]|^2; each [..., 1 + R], first without deletion."""
+    """Pair means of |y|^2, <y, z> and |z|^2 for b = y + z; each [..., 1 + R], the first without deletion."""
 
     log: Floats
     cross: Floats
@@ -222,34 +222,38 @@ def _variance_replicates(gradients: GroupGradients) -> Floats:
 
 def _coefficients(contrast: Contrast) -> Floats:
     """Returns [1 + R, M], the plug-in b = sum Y / sum T + sum Z / sum T in terms of group sums, for each deletion."""
-    keep, start, parts = _deletions(contrast), 0, []
-    for sample in contrast.samples:
-        mine = keep[:, start : start + sample.num_groups]
-        parts.append(mine / (mine @ sample.steps)[:, None])
-        start += sample.num_groups
-    return np.hstack(parts)
+    keep = _deletions(contrast)
+    kept = [(keep[:, part], sample.steps) for part, sample in _parts(contrast.samples)]
+    return np.hstack([mine / (mine @ steps)[:, None] for mine, steps in kept])
 
 
-def _scale(contrast: Contrast) -> Floats:
+def _scale(samples: Sequence[Sample]) -> Floats:
     """Returns [R] factors that make the sum of squared deviations the jackknife's variance."""
-    return np.concatenate([np.full(s.num_groups, np.sqrt((s.num_groups - 1) / s.num_groups)) for s in contrast.samples])
+    sizes = [sample.num_groups for sample in samples]
+    return np.concatenate([np.full(size, np.sqrt((size - 1) / size)) for size in sizes])
+
+
+def _parts(samples: Sequence[Sample]) -> list[tuple[slice, Sample]]:
+    """Returns where each sample's groups lie among all R deletions."""
+    ends = np.cumsum([sample.num_groups for sample in samples]).tolist()
+    return [(slice(end - sample.num_groups, end), sample) for end, sample in zip(ends, samples, strict=True)]
 
 
 def _deviation_products(contrast: Contrast) -> Floats:
     """Returns [..., R, R] inner products of the scaled deviations of b; their outer products sum to Sigma."""
     coefficients = _coefficients(contrast)
-    deviations = (coefficients[1:] - coefficients[0]) * _scale(contrast)[:, None]
+    deviations = (coefficients[1:] - coefficients[0]) * _scale(contrast.samples)[:, None]
     return np.asarray(deviations @ contrast.gram @ deviations.T)
 
 
 def _along(contrast: Contrast) -> Floats:
-    """Returns [..., R] scaled deviations of |b|^2 to first order, for a b of length 1 in the direction of the plug-in."""
+    """Returns [..., R] scaled first-order deviations of |b|^2 for a b of length 1 in the plug-in's direction."""
     coefficients = _coefficients(contrast)
-    deviations = (coefficients[1:] - coefficients[0]) * _scale(contrast)[:, None]
-    towards = np.asarray((contrast.gram @ coefficients[0]))
+    deviations = (coefficients[1:] - coefficients[0]) * _scale(contrast.samples)[:, None]
+    towards = np.asarray(contrast.gram @ coefficients[0])
     length = np.sqrt(np.maximum(towards @ coefficients[0], 0.0))[..., None]
     slopes = 2 * (towards @ deviations.T)
-    return np.divide(slopes, length, out=np.zeros_like(slopes), where=length > 0)
+    return np.asarray(np.divide(slopes, length, out=np.zeros_like(slopes), where=length > 0))
 
 
 def _second_order(contrast: Contrast, log_share: float) -> Floats:
@@ -259,14 +263,12 @@ def _second_order(contrast: Contrast, log_share: float) -> Floats:
 
     Source: Bai and Saranadasa 1996, equation 3.9.
     """
-    inner, start, total = _deviation_products(contrast), 0, np.zeros(contrast.gram.shape[:-2])
-    for sample, share in zip(contrast.samples, (log_share, 1.0), strict=False):
-        k, mine = sample.num_groups, slice(start, start + sample.num_groups)
-        own = inner[..., mine, mine]
+    inner, total = _deviation_products(contrast), np.zeros(contrast.gram.shape[:-2])
+    for (mine, sample), share in zip(_parts(contrast.samples), (log_share, 1.0), strict=False):
+        k, own = sample.num_groups, inner[..., mine, mine]
         trace = np.trace(own, axis1=-2, axis2=-1)
         excess = np.maximum((own**2).sum((-2, -1)) - trace**2 / (k - 1), 0.0)
         total = total + 2 * share**2 * excess * (k - 1) ** 2 / ((k - 2) * (k + 1)) * k / (k - 1)
-        start += k
     k = contrast.log.num_groups
     return np.asarray(total + 4 * (inner[..., :k, k:] ** 2).sum((-2, -1)))
 
@@ -304,30 +306,24 @@ def _edge(is_inside: Callable[[Floats], NDArray[np.bool_]], inner: Floats, outer
     return np.asarray((inner + outer) / 2)
 
 
-def _jackknife_t(replicates: Floats, samples: list[Sample], second_order: Floats | float = 0.0) -> Estimates:
+def _jackknife_t(replicates: Floats, samples: Sequence[Sample], second_order: Floats | float = 0.0) -> Estimates:
     """Returns the delete-a-group jackknife t interval of a statistic, from [..., 1 + R] values.
 
     `second_order` is added to its variance: what remains where the statistic does not react to single groups.
     """
-    scale = np.concatenate([np.full(s.num_groups, np.sqrt((s.num_groups - 1) / s.num_groups)) for s in samples])
-    start, parts = 1, []
-    for sample in samples:
-        mine = replicates[..., start : start + sample.num_groups]
-        parts.append(mine - mine.mean(-1, keepdims=True))
-        start += sample.num_groups
-    deviations = np.concatenate(parts, -1) * scale
+    left_out = replicates[..., 1:]
+    centred = [left_out[..., part] - left_out[..., part].mean(-1, keepdims=True) for part, _ in _parts(samples)]
+    deviations = np.concatenate(centred, -1) * _scale(samples)
     error = np.sqrt((deviations**2).sum(-1) + second_order)
     half_width = special.stdtrit(_degrees_of_freedom(deviations, samples), 0.975) * error
     return Estimates(replicates[..., 0], replicates[..., 0] - half_width, replicates[..., 0] + half_width)
 
 
-def _degrees_of_freedom(deviations: Floats, samples: list[Sample]) -> Floats:
+def _degrees_of_freedom(deviations: Floats, samples: Sequence[Sample]) -> Floats:
     """Returns the Welch-Satterthwaite degrees of freedom of a sum of squared deviations over one or two samples."""
-    start, parts = 0, []
-    for sample in samples:
-        parts.append((deviations[..., start : start + sample.num_groups] ** 2).sum(-1))
-        start += sample.num_groups
+    parts = [(deviations[..., part] ** 2).sum(-1) for part, _ in _parts(samples)]
     degrees = [sample.num_groups - 1 for sample in samples]
     below = sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
     total = np.asarray(sum(parts)) ** 2
-    return np.divide(total, below, out=np.full(np.shape(total), float(sum(degrees))), where=below > 0)
+    fallback = np.full(np.shape(total), float(sum(degrees)))
+    return np.asarray(np.divide(total, below, out=fallback, where=below > 0))
