@@ -410,24 +410,54 @@ def report_build(out: Path) -> None:
 
 @analyze_app.command("bias-variance")
 def analyze_bias_variance(
-    dataset: Annotated[str, typer.Option(help="'gridworld' for the exact 2x2 study.")] = "gridworld",
+    dataset: Annotated[str, typer.Option(help="'gridworld' (exact), a data set, or a folder of logs.")] = "gridworld",
     baseline: OwnBaselines = None,
+    level: Annotated[Optional[list[str]], typer.Option(help="Freshness level; default all. Repeatable.")] = None,  # noqa: UP045
+    lineages: Annotated[Optional[str], typer.Option(help="Lineages, e.g. 0-5; default all.")] = None,  # noqa: UP045
+    n: Annotated[str, typer.Option("--n", help="Numbers of samples (episodes of a log) averaged over.")] = "",
+    knob: Annotated[bool, typer.Option("--knob", help="Each baseline along its knob, not as tuned.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which episodes fit the value function.")] = 0,
+    data: DataDir = DATA_DIR,
     as_json: AsJson = False,
 ) -> None:
-    """Exact bias and variance of the gradient estimators in the 2x2 GridWorld, for N = 1 ... 4096 samples.
+    """Bias and variance of the gradient estimators: exact in the 2x2 GridWorld, by Monte Carlo on a log.
 
-    Example: replaybench analyze bias-variance --dataset gridworld --json
+    On a log bias2_weight is against importance sampling on the same decisions, bias2_data that against the start
+    policy's own episodes, and n counts episodes. Intervals are 95 %, over the episodes of one lineage.
+
+    Example: replaybench analyze bias-variance --dataset button-press-topdown --lineages 0 --level lag100 --n 1,64
     """
-    from replaybench.errors import unknown_name
+    from replaybench.gradient_study import EXACT
     from replaybench.study import gridworld_rows
 
-    if dataset != "gridworld":
-        raise unknown_name("dataset of the exact study", dataset, ["gridworld"])
-    rows = gridworld_rows(tuple(baseline or ()))
-    if as_json:
-        print(json.dumps(rows))
-    else:
-        _emit([row for row in rows if row["n"] == 1], False, "Exact bias and variance, one sample")
+    ns = tuple(_whole_numbers(n)) if n else ()
+    if dataset == EXACT:
+        rows = gridworld_rows(tuple(baseline or ()))
+        if ns or as_json:
+            _emit([row for row in rows if not ns or row["n"] in ns], as_json, "Exact bias and variance")
+        else:
+            _emit([row for row in rows if row["n"] == 1], False, "Exact bias and variance, one sample")
+        return
+    _analyze_logs(dataset, baseline, level, lineages, ns, knob, seed, data, as_json)
+
+
+def _analyze_logs(
+    dataset: str,
+    baseline: list[str] | None,
+    level: list[str] | None,
+    lineages: str | None,
+    ns: tuple[int, ...],
+    knob: bool,
+    seed: int,
+    data: Path,
+    as_json: bool,
+) -> None:
+    from replaybench.gradient_study import open_logs, preset_methods, preset_settings, readable, study_logs
+
+    logs = open_logs(data, dataset, _whole_numbers(lineages) if lineages else None)
+    methods = preset_methods(baseline or (), along_knob=knob)
+    rows = study_logs(logs, level or (), methods, preset_settings(ns, seed), _next)
+    _emit(rows if as_json else readable(rows), as_json, f"Bias and variance of the gradient on {dataset}")
 
 
 def _sweep(
@@ -486,7 +516,7 @@ def _whole_numbers(text: str) -> list[int]:
             first, _, last = part.partition("-")
             numbers += range(int(first), int(last or first) + 1)
     except ValueError as error:
-        raise ConfigError(f"'{text}' is no list of lineages such as 0-5 or 0,3.") from error
+        raise ConfigError(f"'{text}' is no list of whole numbers such as 0-5 or 0,3.") from error
     return numbers
 
 

@@ -121,7 +121,7 @@ def test_a_baseline_is_shown_as_its_file(run: Run) -> None:
         (["sweep", "status", "."], "holds no sweep"),
         (["report", "build", "."], "holds no sweep"),
         (["data", "make", "gridworld"], "Did you mean 'gridworld-5x5'?"),
-        (["data", "make", "gridworld-5x5", "--lineages", "0-x"], "'0-x' is no list of lineages"),
+        (["data", "make", "gridworld-5x5", "--lineages", "0-x"], "'0-x' is no list of whole numbers"),
         (["data", "info", "gridwrld-5x5"], "Did you mean 'gridworld-5x5'?"),
         (["analyze", "bias-variance", "--dataset", "gridwrld"], "Did you mean 'gridworld'?"),
         (["sweep", "run", "smoke", "--workers", "0"], "--workers"),

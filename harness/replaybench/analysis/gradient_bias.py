@@ -18,6 +18,8 @@ from replaybench.errors import ContractError
 Floats = NDArray[np.float64]
 
 BISECTIONS = 60
+# Corrections that coincide on a log differ by the rounding of float32 gradients: by less than this share.
+RELATIVE_TOLERANCE = 1e-5
 
 
 class Estimates(NamedTuple):
@@ -327,3 +329,45 @@ def _degrees_of_freedom(deviations: Floats, samples: Sequence[Sample]) -> Floats
     total = np.asarray(sum(parts)) ** 2
     fallback = np.full(np.shape(total), float(sum(degrees)))
     return np.asarray(np.divide(total, below, out=fallback, where=below > 0))
+
+
+def bias_columns(gradients: GroupGradients) -> dict[str, float | None]:
+    """Returns the columns of a table's row that do not depend on the number of episodes averaged."""
+    columns = _columns("bias2_weight", squared_length(gradients.contrast(1.0, -1.0, 0.0)))
+    if gradients.fresh is None:
+        return columns | _columns("bias2_data", None) | _columns("bias2", None) | _columns("cosine", None)
+    columns |= _columns("bias2_data", squared_length(gradients.contrast(0.0, 1.0, -1.0)))
+    columns |= _columns("bias2", squared_length(gradients.contrast(1.0, 0.0, -1.0)))
+    return columns | _columns("cosine", cosine(gradients))
+
+
+def error_columns(gradients: GroupGradients, num_episodes: int) -> dict[str, float | None]:
+    """Returns the columns of a table's row for averages over `num_episodes` episodes.
+
+    reference_noise_share: of the distance that a comparison with the measured on-policy gradient would show,
+    mse + noise, the share that is that gradient's own noise. It is taken off in bias2 and mse, not in their intervals.
+    """
+    share = gradients.episodes_per_unit / num_episodes
+    variance = unit_variance(gradients)
+    columns = _columns("variance", Estimates(*(value * share for value in variance)))
+    if gradients.fresh is None:
+        return columns | _columns("mse", None) | {"reference_noise_share": None}
+    error, noise = mean_squared_error(gradients, num_episodes), float(reference_noise(gradients))
+    shown = float(error.estimate) + noise
+    return columns | _columns("mse", error) | {"reference_noise_share": noise / shown if shown > 0 else None}
+
+
+def ranks(errors: Sequence[float | None]) -> list[int | None]:
+    """Returns the rank of each error, 1 the smallest; errors that differ by rounding only share the better rank."""
+    known = [error for error in errors if error is not None]
+    margin = RELATIVE_TOLERANCE * max(map(abs, known), default=0.0)
+    return [None if error is None else 1 + sum(rival < error - margin for rival in known) for error in errors]
+
+
+def _columns(name: str, found: Estimates | None) -> dict[str, float | None]:
+    values = (None, None, None) if found is None else tuple(map(_number, found))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _number(value: Floats) -> float | None:
+    return float(value) if np.isfinite(value) else None
