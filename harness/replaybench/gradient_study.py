@@ -274,7 +274,8 @@ def open_logs(data: Path, dataset: str, lineages: Sequence[int] | None = None) -
         known = [row["dataset"] for row in list_data(data)]
         if dataset not in known and not Path(dataset).is_dir():
             raise unknown_name("dataset", dataset, [EXACT, *known])
-        logs = [open_log(folder) for folder in log_folders(data, dataset if dataset in known else f"./{dataset}")]
+        name = dataset if dataset in known or "/" in dataset else f"./{dataset}"
+        logs = [open_log(folder) for folder in log_folders(data, name)]
     by_lineage = {log.card.lineage: log for log in logs}
     for lineage in lineages or ():
         if lineage not in by_lineage:

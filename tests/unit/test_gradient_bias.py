@@ -183,19 +183,20 @@ def test_equal_estimators_have_no_bias_and_no_doubt_about_it() -> None:
     assert [float(value) for value in found] == [0.0, 0.0, 0.0]
 
 
-def test_the_cosine_recovers_the_angle_from_noisy_gradients() -> None:
-    """Means (1, 0) and (1, 1) under noise of deviation 3: the cosine is 0.707 within the mean of 400 experiments'
-    error, where the plain cosine of the averages is pulled towards 0."""
+def test_noise_does_not_pull_the_cosine_towards_zero() -> None:
+    """Means (1, 0, ...) and (1, 1, ...) under unit noise in 60 dimensions, 300 times 200 episodes: the median estimate
+    is the true 0.707 within 0.015; the cosine of the averages falls short by more than 0.05."""
     rng = np.random.default_rng(2)
-    logged = np.array([1.0, 0.0]) + 3 * rng.normal(size=(400, 50, 2))
-    fresh = np.array([1.0, 1.0]) + 3 * rng.normal(size=(400, 50, 2))
-    found = np.array([float(cosine(as_groups(x, x, y)).estimate) for x, y in zip(logged, fresh, strict=True)])
-    found = found[np.isfinite(found)]
-    plain = [
-        x.mean(0) @ y.mean(0) / np.linalg.norm(x.mean(0)) / np.linalg.norm(y.mean(0)) for x, y in zip(logged, fresh)
-    ]
-    assert float(np.median(found)) == pytest.approx(0.5**0.5, abs=0.05)
-    assert np.mean(plain) < 0.65
+    logged, fresh = rng.normal(size=(2, 300, 200, 60))
+    logged[..., 0] += 1
+    fresh[..., :2] += 1
+    pairs = list(zip(logged, fresh, strict=True))
+    plain = [x.mean(0) @ y.mean(0) / np.linalg.norm(x.mean(0)) / np.linalg.norm(y.mean(0)) for x, y in pairs]
+    # Groups of ten episodes: their sums are all that is needed.
+    sums = [(x.reshape(20, 10, 60).sum(1), y.reshape(20, 10, 60).sum(1)) for x, y in pairs]
+    found = [float(cosine(as_groups(x, x, y)).estimate) for x, y in sums]
+    assert float(np.median(found)) == pytest.approx(0.5**0.5, abs=0.015)
+    assert float(np.median(plain)) < 0.5**0.5 - 0.05
 
 
 def test_the_noise_of_the_reference_is_the_variance_of_its_mean() -> None:
@@ -250,7 +251,7 @@ def test_the_analysis_does_not_load_torch() -> None:
 
 @pytest.mark.parametrize(
     ("cell", "name"),
-    [(1, "importance sampling"), (3, "none"), (6, "truncated"), (12, "narrow"), (17, "wide"), (15, "clipped")],
+    [(1, "importance sampling"), (3, "none"), (6, "truncated"), (12, "narrow"), (17, "wide"), (1, "clipped")],
 )
 def test_intervals_cover_the_exact_values(cell: int, name: str) -> None:
     """In six cells, two of them without bias, 95 % intervals hold the exact value 92 to 98 % of 600 times.
@@ -264,7 +265,7 @@ def test_intervals_cover_the_exact_values(cell: int, name: str) -> None:
 
 @pytest.mark.parametrize("length", [0.0, 0.3, 3.0])
 def test_intervals_cover_in_many_dimensions(length: float) -> None:
-    """200-dimensional Gaussian gradients of unequal variances: |b|^2 is held 92 to 98.5 % of 600 times, b = 0 or not."""
+    """In 200 dimensions of unequal variance |b|^2 is held 92 to 98.5 % of 600 times, whether b = 0 or not."""
     rng = np.random.default_rng(5)
     deviations = np.exp(-np.arange(200) / 40)
     direction = np.ones(200) / 200**0.5
@@ -281,9 +282,9 @@ def test_intervals_cover_in_many_dimensions(length: float) -> None:
 @pytest.mark.slow
 def test_intervals_cover_in_every_cell_of_the_study() -> None:
     """Over 2,000 repetitions in all 21 cells, 7 corrections and 8 measures: the median coverage is 94 to 96 %, none is
-    below 92 %, nine in ten lie within 93 to 97 %, and where there is no bias importance sampling's do.
+    below 92 %, nine in ten lie within 93 to 97 %, and where there is no bias importance sampling's all do.
 
-    Where a bias is as large as its noise an interval is a little wide (up to 99 %).
+    Where a bias is of the size of its noise, but points where there is little noise, an interval is too wide (99 %).
     """
     table = coverage_table(2000)
     shares = np.array(list(table.values()))
