@@ -67,8 +67,8 @@ class Contrast:
         size = sum(sample.num_groups for sample in samples)
         if self.gram.shape[-2:] != (size, size):
             raise ContractError(f"gram has shape {self.gram.shape}, expected [..., {size}, {size}] for these groups.")
-        if min(sample.num_groups for sample in samples) < 3:
-            raise ContractError("A jackknife over fewer than 3 groups has no interval; give more groups of episodes.")
+        if min(sample.num_groups for sample in samples) < 4:
+            raise ContractError("A jackknife over fewer than 4 groups has no interval; give more groups of episodes.")
 
     @property
     def samples(self) -> list[Sample]:
@@ -249,30 +249,53 @@ def _deviation_products(contrast: Contrast) -> Floats:
 
 
 def _along(contrast: Contrast) -> Floats:
-    """Returns [..., R] scaled first-order deviations of |b|^2 for a b of length 1 in the plug-in's direction."""
-    coefficients = _coefficients(contrast)
-    deviations = (coefficients[1:] - coefficients[0]) * _scale(contrast.samples)[:, None]
-    towards = np.asarray(contrast.gram @ coefficients[0])
-    length = np.sqrt(np.maximum(towards @ coefficients[0], 0.0))[..., None]
-    slopes = 2 * (towards @ deviations.T)
-    return np.asarray(np.divide(slopes, length, out=np.zeros_like(slopes), where=length > 0))
+    """Returns [..., R] scaled deviations of the pair mean over the plug-in's length: those for a b of length 1.
+
+    Of the pair mean, because the plug-in's |b|^2 also holds every group's own norm, whose scatter is no error of b.
+    """
+    coefficients = _coefficients(contrast)[0]
+    length = np.sqrt(np.maximum(contrast.gram @ coefficients @ coefficients, 0.0))[..., None]
+    deviations = _scaled_deviations(_pair_mean(contrast), contrast.samples)
+    return np.asarray(np.divide(deviations, length, out=np.zeros_like(deviations), where=length > 0))
+
+
+def _scaled_deviations(replicates: Floats, samples: Sequence[Sample]) -> Floats:
+    """Returns [..., R] deviations whose squares sum to the jackknife's variance, from [..., 1 + R] values."""
+    left_out = replicates[..., 1:]
+    centred = [left_out[..., part] - left_out[..., part].mean(-1, keepdims=True) for part, _ in _parts(samples)]
+    return np.asarray(np.concatenate(centred, -1) * _scale(samples))
 
 
 def _second_order(contrast: Contrast, log_share: float) -> Floats:
-    """Returns the variance of the pair mean where b = 0: 2 tr(Sigma^2), `log_share` times the log's own pairs.
-
-    tr(Sigma^2) of a sample without its upward bias in high dimension.
-
-    Source: Bai and Saranadasa 1996, equation 3.9.
-    """
+    """Returns the variance of the pair mean where b = 0: 2 tr(Sigma^2), `log_share` times the log's own pairs."""
     inner, total = _deviation_products(contrast), np.zeros(contrast.gram.shape[:-2])
     for (mine, sample), share in zip(_parts(contrast.samples), (log_share, 1.0), strict=False):
-        k, own = sample.num_groups, inner[..., mine, mine]
-        trace = np.trace(own, axis1=-2, axis2=-1)
-        excess = np.maximum((own**2).sum((-2, -1)) - trace**2 / (k - 1), 0.0)
-        total = total + 2 * share**2 * excess * (k - 1) ** 2 / ((k - 2) * (k + 1)) * k / (k - 1)
+        k = sample.num_groups
+        # The scaled deviations are those of the groups from their mean, over the root of k (k - 1).
+        squared_trace = (k - 1) ** 2 * np.maximum(_squared_covariance(inner[..., mine, mine]), 0.0)
+        total = total + 2 * share**2 * squared_trace * k / (k - 1)
     k = contrast.log.num_groups
     return np.asarray(total + 4 * (inner[..., :k, k:] ** 2).sum((-2, -1)))
+
+
+def _squared_covariance(gram: Floats) -> Floats:
+    """Estimates tr(Cov^2) of K independent vectors from their inner products, without any vector's own norm.
+
+    The mean of <x_i - x_j, x_k - x_l>^2 / 4 over different i, j, k, l, in sums over pairs. Norms would let vectors of
+    unequal length, such as long and short episodes, pass for a covariance of low rank.
+
+    Source: Li and Chen 2012, Annals of Statistics 40(2), section 2.
+    """
+    k = gram.shape[-1]
+    apart = gram * (1.0 - np.eye(k))
+    rows = apart.sum(-1)
+    squares, row_squares, total = (apart**2).sum((-2, -1)), (rows**2).sum(-1), rows.sum(-1)
+    pairs = k * (k - 1)
+    triples, quadruples = pairs * (k - 2), pairs * (k - 2) * (k - 3)
+    two = squares / pairs
+    three = (row_squares - squares) / triples
+    four = (total**2 - 4 * row_squares + 2 * squares) / quadruples
+    return np.asarray(two - 2 * three + four)
 
 
 def _invert(estimate: Floats, offset: Floats, contrast: Contrast, extra: Floats, log_share: float) -> Estimates:
@@ -313,9 +336,7 @@ def _jackknife_t(replicates: Floats, samples: Sequence[Sample], second_order: Fl
 
     `second_order` is added to its variance: what remains where the statistic does not react to single groups.
     """
-    left_out = replicates[..., 1:]
-    centred = [left_out[..., part] - left_out[..., part].mean(-1, keepdims=True) for part, _ in _parts(samples)]
-    deviations = np.concatenate(centred, -1) * _scale(samples)
+    deviations = _scaled_deviations(replicates, samples)
     error = np.sqrt((deviations**2).sum(-1) + second_order)
     half_width = special.stdtrit(_degrees_of_freedom(deviations, samples), 0.975) * error
     return Estimates(replicates[..., 0], replicates[..., 0] - half_width, replicates[..., 0] + half_width)
