@@ -133,7 +133,7 @@ class Learner:
         replay, settings = self.replay, self.settings
         output = self.policy(self._observations(index))
         log_pi_BA = token_log_prob(output.logits_BAK, replay.action_tokens[index])
-        items = self._items(index, log_pi_BA, output.logits_BAK)
+        items = self.items(index, log_pi_BA, output.logits_BAK)
         value = evaluate_surrogate(self.baseline, self.config, items)
         num_items = items.mask.sum()
         # The policy gradient in its normal form: the score is a constant, log pi carries the gradient.
@@ -167,7 +167,7 @@ class Learner:
             value_loss=float(value_loss.detach()),
         )
 
-    def _items(self, index: Tensor, log_pi_BA: Tensor, logits_BAK: Tensor) -> Items:
+    def items(self, index: Tensor, log_pi_BA: Tensor, logits_BAK: Tensor) -> Items:
         """Returns the items of a batch: one an action token, or one a step with the joint log-probability."""
         replay, needs = self.replay, self.baseline.declaration.needs
         is_joint = self.settings.granularity == "step"

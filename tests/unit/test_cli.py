@@ -121,7 +121,7 @@ def test_a_baseline_is_shown_as_its_file(run: Run) -> None:
         (["sweep", "status", "."], "holds no sweep"),
         (["report", "build", "."], "holds no sweep"),
         (["data", "make", "gridworld"], "Did you mean 'gridworld-5x5'?"),
-        (["data", "make", "gridworld-5x5", "--lineages", "0-x"], "'0-x' is no list of lineages"),
+        (["data", "make", "gridworld-5x5", "--lineages", "0-x"], "'0-x' is no list of whole numbers"),
         (["data", "info", "gridwrld-5x5"], "Did you mean 'gridworld-5x5'?"),
         (["analyze", "bias-variance", "--dataset", "gridwrld"], "Did you mean 'gridworld'?"),
         (["sweep", "run", "smoke", "--workers", "0"], "--workers"),
@@ -234,3 +234,46 @@ def test_the_version_is_printed(run: Run) -> None:
     from replaybench import __version__
 
     assert run("--version") == (0, f"{__version__}\n", "")
+
+
+def test_the_exact_study_is_rows_for_other_tools(run: Run) -> None:
+    """`analyze bias-variance --dataset gridworld --json` keeps its columns and holds every field of a config."""
+    code, out, _ = run("analyze", "bias-variance", "--dataset", "gridworld", "--json", "--n", "1,4096")
+    rows = json.loads(out)
+    assert code == 0
+    assert set(rows[0]) == {"target", "behaviour", "baseline", "config", "n", "bias2", "variance", "mse"}
+    assert {row["n"] for row in rows} == {1, 4096}
+    assert next(row["config"] for row in rows if row["baseline"] == "gipo").keys() == {
+        "sigma",
+        "sigma_negative",
+        "kernel",
+    }
+
+
+def test_the_gradient_of_a_log_is_studied_without_a_sweep(run: Run, toy_data: Path) -> None:
+    """On one log folder: a table to read, rows as JSON with every interval, progress on stderr only."""
+    folder = toy_data / "toy" / "lineage-001"
+    arguments = [
+        "analyze",
+        "bias-variance",
+        "--dataset",
+        folder,
+        "--baseline",
+        "gipo",
+        "--level",
+        "stale",
+        "--n",
+        "1,8",
+    ]
+    code, out, err = run(*arguments, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(row["lineage"], row["baseline"], row["n"]) for row in rows] == [
+        (1, name, n) for n in (1, 8) for name in ("gipo", "zero")
+    ]
+    assert {"bias2_weight_low", "bias2_data", "variance_high", "cosine", "reference_noise_share"} <= set(rows[0])
+    assert rows[0]["config"]["sigma"] == 0.2
+    assert err.splitlines() == ["toy, lineage 1, stale: gipo"]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert "bias2 weight" in out

@@ -99,7 +99,7 @@ def whole_numbers(text: str) -> list[int]:
             first, _, last = part.partition("-")
             numbers += range(int(first), int(last or first) + 1)
     except ValueError as error:
-        raise ConfigError(f"'{text}' is no list of lineages such as 0-5 or 0,3.") from error
+        raise ConfigError(f"'{text}' is no list of whole numbers such as 0-5 or 0,3.") from error
     return numbers
 
 
