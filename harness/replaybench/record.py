@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from replaybench.errors import ConfigError, DataError
 from replaybench.spec import RunSpec
-from replaybench.store.files import atomic_write, write_error
+from replaybench.store.files import TEMPORARY, atomic_write, write_error
 
 if TYPE_CHECKING:
     from replaybench.diagnostics import Rows
@@ -116,8 +116,10 @@ class SweepFolder:
         shutil.rmtree(self.path / "failed" / run_id, ignore_errors=True)
 
     def write_result(self, spec: RunSpec, rows: "Rows", manifest: Mapping[str, Any]) -> None:
-        """Writes a run's record; the manifest last."""
+        """Writes a run's record; the manifest last. What an attempt that was killed in mid-write left is removed."""
         folder = self.path / "runs" / spec.run_id()
+        for remains in folder.glob(f"{TEMPORARY}*"):
+            remains.unlink(missing_ok=True)
         _write_text(folder / "spec.json", spec.model_dump_json(indent=1))
         _write_rows(folder / "rows.parquet", spec, rows)
         _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))

@@ -143,6 +143,17 @@ def test_a_result_holds_the_spec_the_rows_and_the_manifest(folder: SweepFolder) 
     ]
 
 
+def test_what_a_killed_attempt_left_in_mid_write_is_removed(folder: SweepFolder) -> None:
+    """A worker that dies by SIGKILL cannot clean up; the run's next attempt does."""
+    run = make_run()
+    remains = folder.path / "runs" / run.run_id() / ".tmp-1-ab-spec.json"
+    remains.parent.mkdir(parents=True)
+    remains.write_text("half a")
+    folder.write_result(run, make_rows(), {})
+    assert not remains.exists()
+    assert folder.is_complete(run.run_id())
+
+
 def test_a_controls_rows_have_the_same_columns_as_a_corrections(folder: SweepFolder) -> None:
     """No level and no ratio are nulls of the same types, so that all runs' tables can be concatenated."""
     runs = [make_run(), make_run(level=None, replay_ratio=None, baseline="zero", config={})]

@@ -20,6 +20,10 @@ ADVICE = {
 CHUNK_BYTES = 1 << 20
 
 
+# How the name of a file begins that is not whole yet.
+TEMPORARY = ".tmp-"
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yields a temporary path in the same folder that replaces `path` when the block ends without an exception.
@@ -30,7 +34,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         DataError: The disk refused; nothing is left behind and an older file at `path` stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
