@@ -1,5 +1,6 @@
 # make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
+# make bench   ratios of speed, measured here
 PYTHON  ?= python3.11
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -11,7 +12,7 @@ EXTRAS  ?= dev,vla$(if $(findstring libero,$(PRESET)),$(comma)libero)
 comma   := ,
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup sweep tune test test-all check format clean
+.PHONY: setup sweep tune test test-all check bench format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -39,6 +40,9 @@ check: $(STAMP)
 	$(BIN)/ruff check harness baselines tests docs
 	$(BIN)/mypy harness/replaybench baselines
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/unit tests/contract
+
+bench: $(STAMP)
+	$(BIN)/python tests/bench/gradient_norms.py
 
 format: $(STAMP)
 	$(BIN)/ruff format harness baselines tests docs

@@ -167,6 +167,20 @@ def report_build(out: Path) -> None:
     _finish(folder, folder.runs(), build=True)
 
 
+@report_app.command("compare")
+def report_compare(first: Path, second: Path, as_json: AsJson = False) -> None:
+    """Compare two sweeps: success of the second minus that of the first, wherever both have the cell.
+
+    Example: replaybench report compare reports/default reports/mine
+    """
+    from replaybench.record import SweepFolder
+    from replaybench.report.across import compare_sweeps
+
+    compared = compare_sweeps(SweepFolder(first), SweepFolder(second))
+    emit(compared.table.to_dicts(), as_json, f"{second} minus {first}: success after training, 95 % t interval")
+    hint(compared.note)
+
+
 def _sweep(
     spec: "SweepSpec",
     folder: "SweepFolder",
