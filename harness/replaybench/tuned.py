@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from replaybench.analysis.tuning import Choice, choose
+from replaybench.errors import ConfigError
 from replaybench.plan import LEARNING_RATE
 from replaybench.record import SweepFolder
 from replaybench.store.files import atomic_write
@@ -11,10 +12,17 @@ from replaybench.store.toml import to_toml
 
 
 def choices(folder: SweepFolder) -> list[Choice]:
-    """Returns the best trial of each baseline of a finished sweep."""
+    """Returns the best trial of each baseline of a sweep, from the runs that have a manifest.
+
+    Raises:
+        ConfigError: No run is complete.
+    """
     import polars as pl
 
-    rows = pl.scan_parquet(folder.path / "runs" / "*" / "rows.parquet")
+    complete = [run.run_id() for run in folder.runs() if folder.is_complete(run.run_id())]
+    if not complete:
+        raise ConfigError(f"{folder.path}: no run is complete yet. Run the sweep first.")
+    rows = pl.scan_parquet([folder.path / "runs" / run_id / "rows.parquet" for run_id in sorted(set(complete))])
     last = pl.col("update") == pl.col("update").max().over("run_id")
     return choose(rows.filter(pl.col("metric") == "success").filter(last).collect())
 
