@@ -1,5 +1,6 @@
 """Makes the log folder of one lineage: behaviour checkpoints, logged episodes of every level, the measured card."""
 
+import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,9 @@ from replaybench.policy import Policy
 from replaybench.provenance import versions
 from replaybench.recipe import Level, Recipe
 from replaybench.replay import Replay, pack
-from replaybench.store import Card, LevelCard, ShardWriter
+from replaybench.spec import RunSpec
+from replaybench.store import Card, LevelCard, Log, ShardWriter
+from replaybench.train import RunResult
 
 LOG_BATCH = 50
 # A sibling is looked for between these multiples of the updates that the start policy made since the branching.
@@ -62,6 +65,38 @@ def make_lineage(recipe: Recipe, lineage: int, folder: Path, command: str, repor
             for episode in level.episodes:
                 writer.add(name, episode)
     return _card(recipe, lineage, family, levels, measured, world, command)
+
+
+def write_collected(folder: Path, spec: RunSpec, log: Log, result: RunResult) -> None:
+    """Writes what a buffered run collected as a log folder, from which the logged protocol goes on.
+
+    Its start policy is the trained one. Level `collected` is everything; `behaviour_version` counts the run's updates.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    policy, episodes = result.policy, result.collected
+    replay = pack(episodes, CPU)
+    newest = spec.train.updates
+    lags = newest - replay.behaviour_version
+    measured = _measure(policy, replay, episodes) | {"kl": float(_exact_kl(policy, replay).mean())}
+    level = LevelCard(lag_updates=(int(lags.min()), int(lags.max())), measured=measured)
+    name = f"u{newest:05d}"
+    card = log.card.model_copy(
+        update={
+            "dataset": spec.run_id(),
+            "policy_settings": policy.settings,
+            "start_checkpoint": name,
+            "recipe_sha256": "",
+            "command": f"buffered run {spec.run_id()}",
+            "versions": versions(log.card.versions.get("simulator", log.card.suite)),
+            "levels": {"collected": level},
+            "shards": [],
+            "checkpoints": [],
+        }
+    )
+    with ShardWriter(folder, card=card, formats=(spec.data_format,)) as writer:
+        writer.add_checkpoint(name, newest, policy.state_dict())
+        for episode in episodes:
+            writer.add("collected", episode)
 
 
 def _log_levels(breeder: Breeder, family: Family) -> dict[str, LoggedLevel]:

@@ -12,6 +12,7 @@ from replaybench.policy import Policy
 from replaybench.replay import Replay
 
 NEAR_ZERO = 1e-3
+OLD_UPDATES = 10
 
 
 @dataclass
@@ -46,6 +47,9 @@ def step_rows(rows: Rows, update: int, step: Step) -> None:
     rows.add(update, "ess_token_raw", raw.ess)
     rows.add(update, "kl_k3_token_raw", raw.k3)
     rows.add(update, "abs_log_ratio_p95_token", raw.abs_log_ratio_p95)
+    joint = off_policyness(step.items.log_ratio.sum(-1))
+    rows.add(update, "ess_joint_raw", joint.ess)
+    rows.add(update, "abs_log_ratio_p95_joint", joint.abs_log_ratio_p95)
     advantage, score = step.items.advantage, step.value.score
     acts = advantage != 0
     weight = torch.where(acts, score / torch.where(acts, advantage, 1.0), 0.0)
@@ -58,6 +62,20 @@ def step_rows(rows: Rows, update: int, step: Step) -> None:
     rows.add(update, "grad_norm", step.grad_norm)
     rows.add(update, "policy_loss", step.policy_loss)
     rows.add(update, "value_loss", step.value_loss)
+
+
+def staleness_rows(rows: Rows, update: int, lag_updates: Tensor) -> None:
+    """Writes how old the decisions of a minibatch are, in policy updates; old is a lag of at least ten.
+
+    Args:
+        lag_updates: [B].
+    """
+    lag = lag_updates.double()
+    rows.add(update, "lag_updates_mean", float(lag.mean()))
+    rows.add(update, "lag_updates_p50", float(lag.quantile(0.5)))
+    rows.add(update, "lag_updates_p95", float(lag.quantile(0.95)))
+    rows.add(update, "lag_updates_max", float(lag.max()))
+    rows.add(update, "old_data_share", float((lag >= OLD_UPDATES).double().mean()))
 
 
 def score_share_back(score: Tensor, log_ratio: Tensor) -> float:

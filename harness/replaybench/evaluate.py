@@ -30,16 +30,20 @@ class World(NamedTuple):
         return Labels(self.task, self.suite.instruction(self.task), self.suite.simulator, behaviour_version, prefix)
 
 
-def open_world(suite: str, settings: Mapping[str, Any], task: str) -> World:
-    """Returns the world of a task; one process builds each only once, since simulators are slow to build."""
-    return _open_world(suite, json.dumps(dict(settings), sort_keys=True), task)
+def open_world(suite: str, settings: Mapping[str, Any], task: str, collectors: int = 0) -> World:
+    """Returns the world of a task; one process builds each only once, since simulators are slow to build.
+
+    Args:
+        collectors: Number of environments to collect in, which are none of those that evaluate; 0 for the latter.
+    """
+    return _open_world(suite, json.dumps(dict(settings), sort_keys=True), task, collectors)
 
 
 @lru_cache(maxsize=4)
-def _open_world(suite_name: str, settings_json: str, task: str) -> World:
+def _open_world(suite_name: str, settings_json: str, task: str, collectors: int) -> World:
     suite = make_suite(suite_name, json.loads(settings_json))
     # A suite whose simulators are large says how many there should be.
-    count: int = getattr(suite, "num_environments", NUM_ENVIRONMENTS)
+    count: int = collectors or getattr(suite, "num_environments", NUM_ENVIRONMENTS)
     return World(suite, task, [suite.make(task) for _ in range(count)])
 
 

@@ -74,6 +74,7 @@ class Learner:
         self.replay, self.settings = replay, settings
         self.start_version = start_version
         self.num_updates = 0
+        self.rate_factor = 1.0
         self.optimiser = torch.optim.AdamW(
             [
                 {"params": policy.policy_parameters(), "lr": settings.learning_rate},
@@ -81,6 +82,16 @@ class Learner:
             ],
             weight_decay=0.0,
         )
+
+    def scale_rates(self, factor: float) -> None:
+        """Sets both learning rates to `factor` times those of the settings."""
+        self.rate_factor = factor
+        for group, rate in zip(
+            self.optimiser.param_groups,
+            (self.settings.learning_rate, self.settings.value_learning_rate),
+            strict=True,
+        ):
+            group["lr"] = factor * rate
 
     def refresh_advantages(self) -> None:
         """Estimates advantages and value targets with the present value function, and renews the proximal policy."""
@@ -114,6 +125,18 @@ class Learner:
             return weighted_minibatches(weight, batch_size, updates, rng)
         return minibatches(replay.num_steps, batch_size, updates, rng)
 
+    def warm_up(self, rng: np.random.Generator) -> None:
+        """Fits the value head alone, as often as the settings say."""
+        settings, replay = self.settings, self.replay
+        batches = minibatches(replay.num_steps, settings.batch_size, settings.value_warmup_updates, rng)
+        for update, index in enumerate(batches):
+            self.refresh_if_due(update, update * settings.batch_size, len(index))
+            self.value_step(index.to(replay.log_mu.device))
+
+    def lags(self, index: Tensor) -> Tensor:
+        """Returns policy lag in updates of these decisions to the policy as it is, [B]."""
+        return lags(self.replay, self.start_version)[index] + self.num_updates
+
     def value_step(self, index: Tensor) -> float:
         """Fits the value head alone on one minibatch; returns the loss."""
         self.optimiser.zero_grad(set_to_none=True)
@@ -124,8 +147,11 @@ class Learner:
         self.optimiser.step()
         return float(loss.detach())
 
-    def policy_step(self, index: Tensor) -> Step:
+    def policy_step(self, index: Tensor, policy_scale: float = 1.0) -> Step:
         """Makes one update of policy and value head on one minibatch.
+
+        Args:
+            policy_scale: Factor of the surrogate's gradient, before it is clipped.
 
         Raises:
             NumericalError: The surrogate, its gradient or the value loss is not finite.
@@ -142,7 +168,7 @@ class Learner:
             policy_loss = policy_loss - (value.logits_score * output.logits_BAK).sum() / num_items
         predicted_B = self._action_value(index) if self.fits_action_values else output.value_B
         value_loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
-        loss = policy_loss + value_loss
+        loss = policy_scale * policy_loss + value_loss
         if settings.kl_coefficient > 0 and replay.mu_logits is not None:
             kl_BA = categorical_kl(replay.mu_logits[index].float(), output.logits_BAK)
             loss = loss + settings.kl_coefficient * kl_BA.mean()
@@ -156,7 +182,7 @@ class Learner:
             )
         if self.baseline.learning_rate_scale is not None:
             scale = self.baseline.learning_rate_scale(items, self.config)
-            self.optimiser.param_groups[0]["lr"] = scale * settings.learning_rate
+            self.optimiser.param_groups[0]["lr"] = scale * self.rate_factor * settings.learning_rate
         self.optimiser.step()
         self.num_updates += 1
         return Step(
@@ -185,7 +211,7 @@ class Learner:
             logits=logits_BAK if mu_logits is not None else None,
             mu_logits=mu_logits[index].float() if mu_logits is not None else None,
             log_prox=per_item(self.log_prox[index]) if "log_prox" in needs else None,
-            lag_updates=lags(replay, self.start_version)[index] + self.num_updates if "lag_updates" in needs else None,
+            lag_updates=self.lags(index) if "lag_updates" in needs else None,
             episode=replay.episode[index] if "episodes" in needs else None,
         )
 

@@ -111,19 +111,20 @@ class Breeder:
         """
         policy, warm_success = self._warm_start()
         warm_start = Checkpoint(0, _weights(policy))
-        for learning_rate in self.recipe.reinforcement.learning_rates:
-            checkpoints = self._climb(warm_start, learning_rate)
+        rules = self.recipe.reinforcement
+        if rules is None:
+            return Family([warm_start], warm_success, 0.0)
+        for learning_rate in rules.learning_rates:
+            checkpoints = self._climb(warm_start, learning_rate, rules)
             if checkpoints is not None:
                 return Family([warm_start, *checkpoints], warm_success, learning_rate)
-        rules = self.recipe.reinforcement
         raise DataError(
             f"{self.where}: success is above {rules.success[1]} after {rules.min_updates} updates at every rate "
             f"of {list(rules.learning_rates)}. Add a lower one, lower min_updates, or choose a harder task."
         )
 
-    def _climb(self, warm_start: Checkpoint, learning_rate: float) -> list[Checkpoint] | None:
+    def _climb(self, warm_start: Checkpoint, learning_rate: float, rules: Reinforcement) -> list[Checkpoint] | None:
         """Returns the checkpoints up to the first one in the band, or None if it was overshot."""
-        rules = self.recipe.reinforcement
         policy = self.restore(warm_start)
         checkpoints: list[Checkpoint] = []
         for version in self._reinforce(policy, 0, learning_rate, "main", learning_rate):
@@ -221,6 +222,7 @@ class Breeder:
     def _reinforce(self, policy: Policy, version: int, learning_rate: float, *purpose: object) -> Iterator[int]:
         """Trains the policy in place; yields its version after each iteration of collecting and learning."""
         rules = self.recipe.reinforcement
+        assert rules is not None
         baseline = load_baseline(rules.baseline)
         config = baseline.config()
         settings = _train_settings(rules, learning_rate)

@@ -7,7 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
 
@@ -18,7 +18,7 @@ from replaybench.estimators import find_estimator
 from replaybench.paths import PRESETS_DIR
 from replaybench.policy import has_action_values
 from replaybench.recipe import Recipe, load_recipe, read_toml
-from replaybench.spec import EvaluateSettings, RunSpec, Spec, TrainSettings, validate
+from replaybench.spec import BufferedSettings, EvaluateSettings, RunSpec, Spec, TrainSettings, validate
 from replaybench.store import Card, card_digest, open_log, read_card
 from replaybench.train import steps_for
 
@@ -32,16 +32,20 @@ class SweepSpec(Spec):
     baselines: names or .py files. control: the baseline that leaves the start policy as it is.
     reference: the baseline that the verdicts compare with.
     tuned: file of presets/tuned with each baseline's learning rate and settings.
+    buffered: the buffered protocol's settings; without them the protocol is the logged one. regimes: under the buffered
+        protocol, tables of settings that differ from these, by name; the names stand for the levels, and each regime
+        has the replay ratio that follows from its settings.
     grid: per baseline, tables of learning_rate and settings, each a list of values; a table stands for every
         combination of its values. Overrides `tuned`.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("buffered", "regimes")
     name: str
     description: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
     lineages: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    levels: tuple[str, ...] = Field(min_length=1)
-    replay_ratios: tuple[PositiveFloat, ...] = Field(min_length=1)
+    levels: tuple[str, ...] = ()
+    replay_ratios: tuple[PositiveFloat, ...] = ()
     seeds: tuple[NonNegativeInt, ...] = (0,)
     baselines: tuple[str, ...] = Field(min_length=1)
     control: str = "zero"
@@ -51,6 +55,38 @@ class SweepSpec(Spec):
     grid: dict[str, tuple[dict[str, tuple[float | str, ...]], ...]] = {}
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    buffered: BufferedSettings | None = None
+    regimes: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _has_cells(self) -> Self:
+        if self.buffered is None:
+            if not self.levels or not self.replay_ratios or self.regimes:
+                raise ValueError("the logged protocol needs levels and replay_ratios, and has no regimes")
+        elif not self.regimes or self.levels or self.replay_ratios:
+            raise ValueError("the buffered protocol needs regimes; levels and replay_ratios follow from them")
+        for regime in self.regimes:
+            self.regime(regime)
+        return self
+
+    def regime(self, name: str) -> BufferedSettings:
+        """Returns the settings of a regime."""
+        assert self.buffered is not None
+        return validate(BufferedSettings, self.buffered.model_dump() | self.regimes[name], f"regime '{name}'")
+
+    def cells(self) -> list[tuple[str, float]]:
+        """Returns the (level or regime, replay ratio) at which every baseline is trained."""
+        if self.buffered is None:
+            return list(itertools.product(self.levels, self.replay_ratios))
+        return [(name, self.regime(name).replay_ratio(self.train.batch_size)) for name in self.regimes]
+
+    def level_names(self) -> list[str]:
+        """Returns the levels or regimes, as planned."""
+        return list(dict.fromkeys(level for level, _ in self.cells()))
+
+    def ratios(self) -> list[float]:
+        """Returns the replay ratios, rising."""
+        return sorted({ratio for _, ratio in self.cells()})
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
@@ -238,10 +274,12 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
         for arm in all_arms:
             cells: list[tuple[str | None, float | None, int]]
             if arm.baseline.declaration.updates_policy:
-                cells = list(itertools.product(spec.levels, spec.replay_ratios, spec.seeds))
+                cells = [(*cell, seed) for cell in spec.cells() for seed in spec.seeds]
             else:
                 cells = [(None, None, spec.seeds[0])]
             for level, replay_ratio, seed in cells:
+                buffered = spec.regime(level) if spec.buffered and level else spec.buffered
+                updates = buffered.iterations * buffered.policy_updates if buffered else spec.train.updates
                 planned.append(
                     RunSpec(
                         dataset=source.name,
@@ -257,8 +295,9 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
                         baseline_sha256=arm.baseline.digest,
                         config=arm.config,
                         seed=seed,
-                        train=spec.train.model_copy(update={LEARNING_RATE: arm.learning_rate}),
+                        train=spec.train.model_copy(update={LEARNING_RATE: arm.learning_rate, "updates": updates}),
                         evaluate=spec.evaluate,
+                        buffered=buffered,
                     )
                 )
     return planned
@@ -305,6 +344,6 @@ def _check_needs(baseline: Baseline, dataset: str, folder: Path, card: Card, spe
 
 def count_runs(spec: SweepSpec, all_arms: list[Arm]) -> int:
     """Returns the number of runs without needing the data."""
-    cells = len(spec.levels) * len(spec.replay_ratios) * len(spec.seeds)
+    cells = len(spec.cells()) * len(spec.seeds)
     per_lineage = sum(cells if arm.baseline.declaration.updates_policy else 1 for arm in all_arms)
     return per_lineage * len(spec.lineages) * len(spec.datasets)

@@ -1,10 +1,12 @@
 """What a sweep costs on this machine, from a short measurement made here and now."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from replaybench.baseline import load_baseline
 from replaybench.evaluate import NUM_ENVIRONMENTS, World, evaluate, open_world
@@ -15,12 +17,21 @@ from replaybench.policy import Policy, make_policy
 from replaybench.replay import minibatches, pack
 from replaybench.rollout import Acting, goal_plans, policy_actor, rollout
 from replaybench.seeding import numpy_generator, torch_generator
-from replaybench.spec import EvaluateSettings
+from replaybench.spec import BufferedSettings, EvaluateSettings
 from replaybench.store.card import FILE_NAME, read_card
 
 # As many as act at once, so that the batch is as wide as in a run.
 EPISODES = NUM_ENVIRONMENTS
 UPDATES = 5
+
+
+class Costs(NamedTuple):
+    """Seconds of one update, of one of the value head alone, and of one simulator step when many or few act at once."""
+
+    update_s: float
+    value_s: float
+    step_s: float
+    collect_s: float
 
 
 def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dict[str, Any]]:
@@ -36,27 +47,42 @@ def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dic
         for lineage in spec.lineages
         if not (lineage_folder(source.folder, lineage) / FILE_NAME).exists()
     ]
-    update_s, step_s = _measure(spec, found[0])
-    evaluations = 1 + (spec.train.updates // spec.evaluate.every if spec.evaluate.every else 0)
-    evaluations *= 1 + spec.evaluate.greedy
-    run_s = spec.train.updates * update_s + evaluations * spec.evaluate.episodes * spec.evaluate.max_steps * step_s
+    costs = _measure(spec, found[0])
+    if spec.buffered:
+        run_s = float(np.mean([_buffered_seconds(spec, spec.regime(name), costs) for name in spec.regimes]))
+    else:
+        run_s = spec.train.updates * costs.update_s + _evaluation_seconds(spec, spec.train.updates, costs)
     return [
         {"quantity": "datasets", "value": ", ".join(source.name for source in found)},
         {"quantity": "arms", "value": len(all_arms)},
         {"quantity": "lineages a dataset", "value": len(spec.lineages)},
-        {"quantity": "levels", "value": ", ".join(spec.levels)},
-        {"quantity": "replay ratios", "value": ", ".join(f"{ratio:g}" for ratio in spec.replay_ratios)},
+        {"quantity": "levels", "value": ", ".join(spec.level_names())},
+        {"quantity": "replay ratios", "value": ", ".join(f"{ratio:g}" for ratio in spec.ratios())},
         {"quantity": "runs", "value": num_runs},
         {"quantity": "lineages to make first", "value": len(missing)},
-        {"quantity": "one update, ms (measured here)", "value": 1e3 * update_s},
-        {"quantity": "one simulator step with its policy, ms (measured here)", "value": 1e3 * step_s},
+        {"quantity": "one update, ms (measured here)", "value": 1e3 * costs.update_s},
+        {"quantity": "one update of the value head alone, ms (measured here)", "value": 1e3 * costs.value_s},
+        {"quantity": "one simulator step with its policy, ms (measured here)", "value": 1e3 * costs.step_s},
         {"quantity": "one run, s (at most)", "value": run_s},
         {"quantity": "all runs, core hours (at most)", "value": num_runs * run_s / 3600},
     ]
 
 
-def _measure(spec: SweepSpec, source: Source) -> tuple[float, float]:
-    """Returns seconds of one update and of one simulator step."""
+def _evaluation_seconds(spec: SweepSpec, updates: int, costs: Costs) -> float:
+    evaluations = 1 + (updates // spec.evaluate.every if spec.evaluate.every else 0)
+    return evaluations * (1 + spec.evaluate.greedy) * spec.evaluate.episodes * spec.evaluate.max_steps * costs.step_s
+
+
+def _buffered_seconds(spec: SweepSpec, settings: BufferedSettings, costs: Costs) -> float:
+    value_only = settings.value_updates - settings.policy_updates
+    learning = settings.policy_updates * costs.update_s + value_only * costs.value_s
+    iteration = learning + settings.collect_steps * costs.collect_s
+    updates = settings.iterations * settings.policy_updates
+    return settings.iterations * iteration + _evaluation_seconds(spec, updates, costs)
+
+
+def _measure(spec: SweepSpec, source: Source) -> Costs:
+    """Times a few of each."""
     torch.set_num_threads(1)
     if source.recipe is not None:
         suite, settings, task = source.recipe.suite, source.recipe.suite_settings, source.recipe.task
@@ -81,12 +107,22 @@ def _measure(spec: SweepSpec, source: Source) -> tuple[float, float]:
     baseline = load_baseline(spec.reference)
     learner = Learner(policy, baseline, baseline.config(), replay, spec.train)
     learner.refresh_advantages()
+    batches = list(minibatches(replay.num_steps, spec.train.batch_size, UPDATES, numpy_generator("price")))
+    update_s, value_s = (_median_seconds(step, batches) for step in (learner.policy_step, learner.value_step))
+    collect_s = step_s
+    if spec.buffered:
+        few = open_world(suite, settings, task, collectors=spec.buffered.environments)
+        collect_s = min(_step_seconds(policy, few, evaluation) for _ in range(2))
+    return Costs(update_s, value_s, step_s, collect_s)
+
+
+def _median_seconds(step: Callable[[Tensor], object], batches: list[Tensor]) -> float:
     durations = []
-    for index in minibatches(replay.num_steps, spec.train.batch_size, UPDATES, numpy_generator("price")):
+    for index in batches:
         started = time.perf_counter()
-        learner.policy_step(index)
+        step(index)
         durations.append(time.perf_counter() - started)
-    return float(np.median(durations)), step_s
+    return float(np.median(durations))
 
 
 def _step_seconds(policy: Policy, world: World, evaluation: EvaluateSettings) -> float:

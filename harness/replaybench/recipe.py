@@ -86,7 +86,10 @@ class Level(Spec):
 
 
 class Recipe(Spec):
-    """Everything that makes a data set; `lineage` and the machine decide the rest."""
+    """Everything that makes a data set; `lineage` and the machine decide the rest.
+
+    reinforcement: Without it the warm start is the start policy, and all that is logged are its own episodes.
+    """
 
     name: str
     description: str
@@ -95,7 +98,7 @@ class Recipe(Spec):
     licence: str
     policy: PolicySettings
     warm_start: WarmStart
-    reinforcement: Reinforcement
+    reinforcement: Reinforcement | None = None
     levels: dict[str, Level]
     suite_settings: dict[str, Any] = {}
     max_steps: PositiveInt = 150
@@ -108,6 +111,8 @@ class Recipe(Spec):
     def _levels_are_complete(self) -> Self:
         if self.fresh_levels() != 1:
             raise ValueError("exactly one level must have lag_updates = [0, 0]: the fresh one")
+        if self.reinforcement is None and len(self.levels) > 1:
+            raise ValueError("without [reinforcement] the fresh level is the only one there can be")
         for name, level in self.levels.items():
             for part in level.mixture_of:
                 if part not in self.levels or self.levels[part].mixture_of:

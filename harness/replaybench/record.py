@@ -4,6 +4,7 @@
 <out>/runs/<run id>/spec.json          what decides the run's numbers
 <out>/runs/<run id>/rows.parquet       the measurements, reproducible values only
 <out>/runs/<run id>/manifest.json      clocks, host, attempts; written last: a run that has one is complete
+<out>/collected/<run id>/lineage-NNN/  the log of what a buffered run collected, where it is kept
 <out>/failed/<run id>/failure.json     why a run has no result, with traceback.txt
 <out>/.lock                            held by the driver through the operating system, gone with its process
 """
@@ -123,6 +124,10 @@ class SweepFolder:
         _write_text(folder / "spec.json", spec.model_dump_json(indent=1))
         _write_rows(folder / "rows.parquet", spec, rows)
         _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+
+    def collected(self, spec: RunSpec) -> Path:
+        """Returns the log folder of what a buffered run collects, in a folder that can be a sweep's data set."""
+        return self.path / "collected" / spec.run_id() / f"lineage-{spec.lineage:03d}"
 
     def write_failure(self, spec: RunSpec, reason: str, traceback: str) -> None:
         """Writes why a run has no result."""

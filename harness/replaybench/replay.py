@@ -3,8 +3,8 @@
 Episodes lie end to end: N decisions and N+E observations (each episode has one more than decisions).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -77,21 +77,33 @@ def take_steps(episodes: Sequence[Episode], num_steps: int) -> list[Episode]:
 
 
 def _cut(episode: Episode, steps: int) -> Episode:
-    values = {name: getattr(episode, name) for name in Episode.__dataclass_fields__}
-    for name in ("action_tokens", "log_mu", "mu_logits", "reward", "value"):
-        if values[name] is not None:
-            values[name] = values[name][:steps]
-    values |= {
-        "observations": episode.observations[: steps + 1],
-        "terminated": False,
-        "truncated": True,
-        "success": False,
-        "bootstrap_value": float(episode.value[steps]),
-    }
-    return Episode(**values)
+    return replace(
+        _rows(episode, slice(0, steps)),
+        terminated=False,
+        truncated=True,
+        success=False,
+        bootstrap_value=float(episode.value[steps]),
+    )
 
 
-def pack(episodes: Sequence[Episode], device: torch.device) -> Replay:
+def without_first(episode: Episode, steps: int) -> Episode:
+    """Returns the episode without its first `steps` decisions."""
+    return _rows(episode, slice(steps, episode.num_steps))
+
+
+def _rows(episode: Episode, kept: slice) -> Episode:
+    return replace(
+        episode,
+        observations=episode.observations[kept.start : kept.stop + 1],
+        action_tokens=episode.action_tokens[kept],
+        log_mu=episode.log_mu[kept],
+        mu_logits=None if episode.mu_logits is None else episode.mu_logits[kept],
+        reward=episode.reward[kept],
+        value=episode.value[kept],
+    )
+
+
+def pack(episodes: Collection[Episode], device: torch.device) -> Replay:
     """Concatenates episodes; mu_logits are kept only if every episode has them."""
     if not episodes:
         raise DataError("There are no episodes to learn from.")

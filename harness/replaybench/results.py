@@ -228,9 +228,10 @@ def levels_by_distance(spec: SweepSpec, facts: pl.DataFrame) -> list[str]:
         .agg(pl.col("value").mean())
         .iter_rows()
     )
-    if set(spec.levels) - set(distance):
-        return list(spec.levels)
-    return sorted(spec.levels, key=lambda level: distance[level])
+    levels = spec.level_names()
+    if set(levels) - set(distance):
+        return levels
+    return sorted(levels, key=lambda level: distance[level])
 
 
 def replay_ratios(folder: SweepFolder) -> pl.DataFrame:

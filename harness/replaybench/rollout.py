@@ -5,7 +5,7 @@ the same plans use common random numbers.
 Shape letters: n active environments, A action tokens, K bins.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -61,6 +61,11 @@ class _Slot:
     values: list[float] = field(default_factory=list)
     terminated: bool = False
     success: bool = False
+    earlier_steps: int = 0
+
+    def is_finished(self, max_steps: int) -> bool:
+        """Whether the episode is over, by its task or by the time limit."""
+        return self.terminated or self.earlier_steps + len(self.rewards) >= max_steps
 
 
 def goal_plans(suite: Suite, goal_seed: int, count: int, stream: object) -> list[EpisodePlan]:
@@ -94,7 +99,7 @@ def rollout(
             index, plan = waiting.pop()
             active[index] = _start(free.pop(), plan)
         _step_all(list(active.values()), actor, acting)
-        finished = {i: slot for i, slot in active.items() if slot.terminated or len(slot.rewards) >= acting.max_steps}
+        finished = {i: slot for i, slot in active.items() if slot.is_finished(acting.max_steps)}
         if not finished:
             continue
         bootstrap = _bootstrap_values(list(finished.values()), actor)
@@ -103,6 +108,52 @@ def rollout(
             free.append(slot.environment)
             del active[index]
     return [done[index] for index in sorted(done)]
+
+
+class Collector:
+    """Acts on without end: an episode that is not over when a call ends goes on in the next.
+
+    Args:
+        plans: Of the episodes to come, without end.
+        labels: behaviour_version and prefix are those of the first call's policy and of all episode ids.
+    """
+
+    def __init__(
+        self, environments: Sequence[Environment], plans: Iterator[EpisodePlan], acting: Acting, labels: Labels
+    ) -> None:
+        self._acting, self._labels = acting, labels
+        self._plans = enumerate(plans)
+        self._numbers = [0] * len(environments)
+        self._slots = [self._next(i, environment) for i, environment in enumerate(environments)]
+
+    def _next(self, place: int, environment: Environment) -> _Slot:
+        self._numbers[place], plan = next(self._plans)
+        return _start(environment, plan)
+
+    def collect(self, actor: Actor, steps: int, behaviour_version: int) -> list[Episode]:
+        """Makes `steps` decisions in each environment and returns the pieces of episodes that they are.
+
+        A piece that ends before its episode does counts as truncated, so its last value is bootstrapped.
+        """
+        labels = self._labels._replace(behaviour_version=behaviour_version)
+        pieces = []
+        for step in range(1, steps + 1):
+            _step_all(self._slots, actor, self._acting)
+            for i, slot in enumerate(self._slots):
+                is_over = slot.is_finished(self._acting.max_steps)
+                if not is_over and step < steps:
+                    continue
+                bootstrap = _bootstrap_values([slot], actor)[0]
+                name = f"{labels.prefix}-{self._numbers[i]:06d}-{slot.earlier_steps:04d}"
+                pieces.append(_to_episode(slot, bootstrap, labels, name))
+                self._slots[i] = self._next(i, slot.environment) if is_over else _continued(slot)
+        return pieces
+
+
+def _continued(slot: _Slot) -> _Slot:
+    """Returns the rest of an episode that is not over."""
+    done = slot.earlier_steps + len(slot.rewards)
+    return _Slot(slot.environment, slot.plan, slot.rng, [slot.observations[-1]], earlier_steps=done)
 
 
 def _start(environment: Environment, plan: EpisodePlan) -> _Slot:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -26,9 +26,22 @@ from replaybench.estimators import ESTIMATORS, find_estimator
 
 
 class Spec(BaseModel):
-    """Base of the frozen, strict records that TOML and JSON are read into."""
+    """Base of the frozen, strict records that TOML and JSON are read into.
+
+    later: Fields that came after the first records were written. They are left out where they have their default, so
+        that records without them keep their ids.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                values.pop(name, None)
+        return values
 
 
 def _known_estimator(name: str) -> str:
@@ -59,6 +72,7 @@ class AdvantageSettings(Spec):
     alpha: Of leaky V-trace: 1 is V-trace, 0 plain importance sampling.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("alpha",)
     estimator: Annotated[str, AfterValidator(_known_estimator)] = "gae"
     gamma: float = Field(0.99, ge=0, le=1)
     lam: float = Field(0.95, ge=0, le=1)
@@ -75,14 +89,6 @@ class AdvantageSettings(Spec):
                 f"estimator '{self.estimator}' says itself how advantages are scaled; set normalise = \"none\""
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves alpha out where it is 1, so that runs recorded before there was one keep their ids."""
-        values: dict[str, Any] = handler(self)
-        if self.alpha == 1.0:
-            del values["alpha"]
-        return values
 
 
 class TrainSettings(Spec):
@@ -107,6 +113,54 @@ class TrainSettings(Spec):
     log_every: PositiveInt = 8
 
 
+class BufferedSettings(Spec):
+    """The buffered protocol: collect with the current policy into a first-in-first-out buffer, learn from it, again.
+
+    start: Checkpoint of the log folder that is trained on: its "start_policy", the "warm_start" that this came from,
+        or "scratch", new weights.
+    collect_steps: Environment steps of an iteration, S. capacity: decisions that the buffer holds.
+    environments: Act at once, each S / environments steps an iteration. Episodes go on from one iteration to the next.
+    sample_rounds: Minibatches of an iteration. reuse: times that each is learned from in a row; every `actor_every`-th
+        time, from the first, moves policy and value head, the others the value head alone. The policy's loss at reuse
+        i is scaled by 1 / sqrt(i + 1).
+    rate_decay: Of both learning rates over the run.
+    first_goal_seed: Lineage i collects on the goals of this seed + i.
+    keep_log: Everything that is collected is also written as a log folder.
+    """
+
+    iterations: PositiveInt
+    start: Literal["start_policy", "warm_start", "scratch"] = "warm_start"
+    collect_steps: PositiveInt = 500
+    environments: PositiveInt = 1
+    capacity: PositiveInt = 20_000
+    sample_rounds: PositiveInt = 10
+    reuse: PositiveInt = 1
+    actor_every: PositiveInt = 1
+    rate_decay: Literal["none", "cosine"] = "none"
+    first_goal_seed: NonNegativeInt = 20_000
+    keep_log: bool = False
+
+    @model_validator(mode="after")
+    def _environments_share_the_steps(self) -> Self:
+        if self.collect_steps % self.environments:
+            raise ValueError(f"collect_steps {self.collect_steps} is no multiple of environments {self.environments}")
+        return self
+
+    @property
+    def policy_updates(self) -> int:
+        """Updates of an iteration that move the policy."""
+        return self.sample_rounds * -(-self.reuse // self.actor_every)
+
+    @property
+    def value_updates(self) -> int:
+        """Updates of an iteration that move the value head."""
+        return self.sample_rounds * self.reuse
+
+    def replay_ratio(self, batch_size: int) -> float:
+        """Returns the decisions that policy updates consume for each one collected."""
+        return self.policy_updates * batch_size / self.collect_steps
+
+
 class EvaluateSettings(Spec):
     """How a trained policy is measured.
 
@@ -125,7 +179,11 @@ class RunSpec(Spec):
     """Everything that decides a run's numbers, apart from versions and the machine; its record rebuilds it.
 
     level and replay_ratio are None for a control that does not train. card_sha256 stands for the whole log.
+    buffered: None under the logged protocol. Else level is the name of a regime, log and data format say where the
+        policy starts from, and train.updates are the policy updates of all iterations.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("buffered",)
 
     dataset: str
     data_folder: str
@@ -142,6 +200,7 @@ class RunSpec(Spec):
     seed: NonNegativeInt
     train: TrainSettings
     evaluate: EvaluateSettings
+    buffered: BufferedSettings | None = None
 
     def run_id(self) -> str:
         """Returns the readable cell and a hash of everything that decides the numbers."""
@@ -186,5 +245,7 @@ def _known_keys(model: type[BaseModel], parents: tuple[int | str, ...], place: s
             annotation = get_args(annotation)[1]
         elif parent in getattr(annotation, "model_fields", {}):
             annotation = annotation.model_fields[parent].annotation
+            # A table that may be left out.
+            annotation = next((part for part in get_args(annotation) if hasattr(part, "model_fields")), annotation)
     prefix = place.rpartition(".")[0]
     return [f"{prefix}.{name}" if prefix else name for name in getattr(annotation, "model_fields", {})]

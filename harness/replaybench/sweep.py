@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from replaybench.collect import make_lineage
+from replaybench.buffered import train_buffered
+from replaybench.collect import make_lineage, write_collected
 from replaybench.errors import DataError, RunFailed
 from replaybench.executor import Done, Job, run_jobs
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
@@ -148,7 +149,9 @@ class _Work:
         log = open_log(Path(spec.data_folder))
         if log.digest != spec.card_sha256:
             raise DataError(f"{spec.data_folder}: its card changed since the sweep was planned. Start a new sweep.")
-        result = train(spec, log)
+        result = train_buffered(spec, log) if spec.buffered else train(spec, log)
+        if result.collected:
+            write_collected(SweepFolder(self.folder).collected(spec), spec, log, result)
         manifest: dict[str, Any] = {
             "run_id": spec.run_id(),
             "started_unix_s": started,

@@ -1,26 +1,29 @@
 """One run: a start policy, a log of one freshness level, one baseline; trained and measured, top to bottom."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from replaybench.baseline import load_baseline
+from replaybench.baseline import Baseline, load_baseline
 from replaybench.diagnostics import Rows, distance_rows, outcome_rows, step_rows
+from replaybench.episode import Episode
 from replaybench.errors import ContractError, DataError
 from replaybench.evaluate import World, evaluate, open_world
 from replaybench.learner import Learner
 from replaybench.policy import Policy, make_policy
-from replaybench.replay import Replay, minibatches, pack, take_steps
+from replaybench.replay import Replay, pack, take_steps
 from replaybench.seeding import numpy_generator, torch_generator
 from replaybench.spec import RunSpec, TrainSettings
 from replaybench.store import Log
 
 
 class RunResult(NamedTuple):
-    """Rows of measurements and the trained policy."""
+    """Rows of measurements, the trained policy, and what was collected, if it is to be kept."""
 
     rows: Rows
     policy: Policy
+    collected: Sequence[Episode] = ()
 
 
 def train(spec: RunSpec, log: Log) -> RunResult:
@@ -51,17 +54,10 @@ def train(spec: RunSpec, log: Log) -> RunResult:
 def learn(spec: RunSpec, policy: Policy, replay: Replay, start_version: int, world: World, rows: Rows) -> int:
     """Warms up the value head, then makes the updates, writing diagnostics as it goes; returns the decisions used."""
     settings, device = spec.train, replay.log_mu.device
-    baseline = load_baseline(spec.baseline_path or spec.baseline)
-    if baseline.digest != spec.baseline_sha256:
-        raise ContractError(f"Baseline '{spec.baseline}' changed on disk while the sweep ran. Start a new sweep.")
+    baseline = planned_baseline(spec)
     learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings, start_version)
     stream = (log_stream(spec), "minibatches")
-    warmup = minibatches(
-        replay.num_steps, settings.batch_size, settings.value_warmup_updates, numpy_generator(*stream, "value")
-    )
-    for update, index in enumerate(warmup):
-        learner.refresh_if_due(update, update * settings.batch_size, len(index))
-        learner.value_step(index.to(device))
+    learner.warm_up(numpy_generator(*stream, "value"))
     used = 0
     for update, index in enumerate(learner.batches(settings.updates, numpy_generator(*stream, "policy"))):
         learner.refresh_if_due(update, used, len(index))
@@ -79,6 +75,18 @@ def measure(spec: RunSpec, policy: Policy, world: World, rows: Rows, update: int
     outcome_rows(rows, update, "", evaluate(policy, world, spec.evaluate, device, greedy=False))
     if spec.evaluate.greedy:
         outcome_rows(rows, update, "greedy_", evaluate(policy, world, spec.evaluate, device, greedy=True))
+
+
+def planned_baseline(spec: RunSpec) -> Baseline:
+    """Returns the run's baseline.
+
+    Raises:
+        ContractError: Its file is another one now.
+    """
+    baseline = load_baseline(spec.baseline_path or spec.baseline)
+    if baseline.digest != spec.baseline_sha256:
+        raise ContractError(f"Baseline '{spec.baseline}' changed on disk while the sweep ran. Start a new sweep.")
+    return baseline
 
 
 def log_stream(spec: RunSpec) -> str:
@@ -111,9 +119,14 @@ def steps_for(settings: TrainSettings, replay_ratio: float) -> int:
 
 def load_start_policy(log: Log, device: torch.device) -> Policy:
     """Returns the newest checkpoint of a log folder as a policy."""
+    return load_policy(log, log.card.start_checkpoint, device)
+
+
+def load_policy(log: Log, checkpoint: str, device: torch.device) -> Policy:
+    """Returns a checkpoint of a log folder as a policy."""
     card = log.card
     policy = make_policy(card.policy, card.policy_settings, torch_generator("overwritten by the checkpoint"))
-    policy.load_state_dict(log.checkpoint(card.start_checkpoint))
+    policy.load_state_dict(log.checkpoint(checkpoint))
     policy.to(device)
     return policy
 

@@ -8,7 +8,7 @@ import pytest
 from replaybench.collect import make_lineage
 from replaybench.errors import DataError
 from replaybench.recipe import Recipe, load_recipe
-from replaybench.store import Card
+from replaybench.store import Card, read_card
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -86,3 +86,16 @@ def test_a_sibling_that_matches_nowhere_is_refused(tmp_path: Path) -> None:
     matched = {"matched": {"branch_updates": 20, "tolerance": 1e-9, "episodes": 51}}
     with pytest.raises(DataError, match=r"level 'matched': no sibling out of 4"):
         make(tmp_path, levels=matched)
+
+
+def test_without_reinforcement_the_warm_start_is_the_start_policy(tmp_path: Path) -> None:
+    """A recipe may stop after cloning: one checkpoint, its own episodes; other levels are refused."""
+    values = recipe().model_dump()
+    values["reinforcement"], values["levels"] = None, {"fresh": values["levels"]["fresh"]}
+    make_lineage(Recipe.model_validate(values), 0, tmp_path / "log", "test", lambda line: None)
+    card = read_card(tmp_path / "log")
+    assert [checkpoint.version for checkpoint in card.checkpoints] == [0]
+    assert card.levels["fresh"].measured["ess_joint"] == pytest.approx(1.0)
+    values["levels"] = recipe().model_dump()["levels"]
+    with pytest.raises(ValueError, match=r"without \[reinforcement\] the fresh level is the only one"):
+        Recipe.model_validate(values)

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 from replaybench.episode import Episode, check_episode
 from replaybench.policy.mlp import MLPPolicy
 from replaybench.policy.tabular import TabularPolicy
-from replaybench.rollout import Acting, Actor, EpisodePlan, Labels, goal_plans, policy_actor, rollout
+from replaybench.rollout import Acting, Actor, Collector, EpisodePlan, Labels, goal_plans, policy_actor, rollout
 from replaybench.seeding import torch_generator
 from replaybench.suites import Environment, Transition, make_suite
 
@@ -216,3 +216,31 @@ def test_plans_cycle_through_the_goals_with_draws_of_their_own() -> None:
 def test_no_plans_are_no_episodes() -> None:
     """Nothing to do is not an error."""
     assert rollout(actor_of(1.0), counters(2), [], Acting(max_steps=3), LABELS) == []
+
+
+def test_pieces_of_episodes_add_up_to_the_episodes() -> None:
+    """Collected in calls of 4 steps, the pieces of each episode laid end to end are the episode acted out at once.
+
+    A piece that ends before its episode does is truncated and bootstrapped with the value of its last observation.
+    """
+    lengths = [3, 9, 1, 4, 6, 2, 5]
+    whole = run(lengths=lengths, environments=1, keep_logits=False)
+    acting = Acting(max_steps=6, keep_logits=False)
+    collector = Collector(counters(1), iter(plans_of(lengths)), acting, LABELS)
+    calls = [collector.collect(actor_of(1.0), 4, version) for version in range(6)]
+    assert [sum(piece.num_steps for piece in call) for call in calls] == [4] * 6
+    pieces: dict[str, list[Episode]] = {}
+    for version, call in enumerate(calls):
+        for piece in call:
+            check_episode(piece)
+            assert piece.behaviour_version == version
+            pieces.setdefault(piece.episode_id.rsplit("-", 1)[0], []).append(piece)
+    for number, parts in enumerate(list(pieces.values())[:6]):
+        episode = whole[number]
+        for name in ("action_tokens", "log_mu", "reward", "value"):
+            np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(episode, name))
+        assert (parts[-1].terminated, parts[-1].truncated) == (episode.terminated, episode.truncated)
+        for part in parts[:-1]:
+            goal, steps, _ = part.observations[-1]
+            assert part.truncated and part.bootstrap_value == goal - 10 * steps
+    assert any(len(parts) > 1 for parts in pieces.values())

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from replaybench.errors import ConfigError
 from replaybench.recipe import Recipe
-from replaybench.spec import AdvantageSettings, EvaluateSettings, RunSpec, TrainSettings, validate
+from replaybench.spec import AdvantageSettings, BufferedSettings, EvaluateSettings, RunSpec, TrainSettings, validate
 
 
 def make_run(**changes: Any) -> RunSpec:
@@ -36,6 +36,14 @@ def test_a_run_id_names_the_cell_lineage_and_seed() -> None:
     assert make_run().run_id().startswith("toy-L3-stale-R8-gipo-s2-")
     assert make_run(replay_ratio=0.5).run_id().startswith("toy-L3-stale-R0.5-gipo-s2-")
     assert make_run(level=None, replay_ratio=None).run_id().startswith("toy-L3-gipo-s2-")
+
+
+def test_a_logged_run_is_recorded_as_before_there_were_buffered_ones() -> None:
+    """What came later is left out where it has its default, so the ids of older records stay."""
+    assert make_run().run_id() == "toy-L3-stale-R8-gipo-s2-4fe4c5b25a"
+    assert "buffered" not in make_run().model_dump()
+    assert "alpha" not in make_run().model_dump()["train"]["advantage"]
+    assert make_run(buffered=BufferedSettings(iterations=1)).run_id() != make_run().run_id()
 
 
 DECISIVE: list[dict[str, Any]] = [

@@ -34,7 +34,7 @@ def draw_profiles(material: Material) -> list[Drawing]:
         return []
     low, high = float(scores["score"].min()), float(scores["score"].max())  # type: ignore[arg-type]
     table = performance_profile(scores, np.linspace(low - 0.05, high + 0.05, PROFILE_POINTS).tolist())
-    ratios, levels = sorted(material.sweep.spec.replay_ratios), material.look.levels
+    ratios, levels = material.sweep.spec.ratios(), material.look.levels
     figure, axes = plots.panels(len(ratios), len(levels), width=2.9, height=2.2, share_x=True, share_y=True)
     for i, ratio in enumerate(ratios):
         for j, level in enumerate(levels):

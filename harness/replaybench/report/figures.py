@@ -57,7 +57,7 @@ def draw(material: Material) -> list[Drawing]:
 def draw_success(material: Material) -> Drawing:
     """Figure 1: success after training against the freshness level."""
     table = success_table(material)
-    ratios, datasets = sorted(material.sweep.spec.replay_ratios), material.datasets
+    ratios, datasets = material.sweep.spec.ratios(), material.datasets
     arms = len(material.look.styles) - 1
     width = max(3.8, 0.17 * arms * len(material.look.levels))
     figure, axes = plots.panels(len(ratios), len(datasets), width=width, height=2.9, share_y="col")
@@ -118,7 +118,7 @@ def draw_differences(material: Material) -> Drawing:
     table = material.differences
     if len(material.datasets) == 1:
         table = table.filter(pl.col("dataset") == POOLED)
-    ratios, levels = sorted(material.sweep.spec.replay_ratios), material.look.levels
+    ratios, levels = material.sweep.spec.ratios(), material.look.levels
     arms = len(material.look.styles) - 1
     figure, axes = plots.panels(
         len(ratios), len(levels), width=2.6, height=0.6 + 0.3 * arms, share_x=True, share_y=True
@@ -157,7 +157,7 @@ def draw_diagnostics(material: Material) -> list[Drawing]:
     table = pl.concat([intervals, _dots(last, place)])
     drawings = []
     for dataset in material.datasets:
-        for ratio in sorted(material.sweep.spec.replay_ratios):
+        for ratio in material.sweep.spec.ratios():
             chosen = table.filter((pl.col("dataset") == dataset) & (pl.col("replay_ratio") == ratio))
             if not chosen.is_empty():
                 drawings.append(_draw_diagnostics_of(material, dataset, ratio, chosen))
@@ -196,7 +196,7 @@ def draw_distances(material: Material) -> list[Drawing]:
     if rows.is_empty():
         return []
     table = _distance_table(rows)
-    settings = [(d, r) for d in material.datasets for r in sorted(material.sweep.spec.replay_ratios)]
+    settings = [(d, r) for d in material.datasets for r in material.sweep.spec.ratios()]
     levels = material.look.levels
     figure, axes = plots.panels(len(settings), len(levels), width=2.9, height=2.5, share_x=True, share_y=True)
     for i, (dataset, ratio) in enumerate(settings):

@@ -26,7 +26,7 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         control=material.sweep.control,
         arms_of_reference=sum(run.baseline == spec.reference for run in first_runs(material.sweep).values()),
         levels=material.look.levels,
-        ratios=[f"{ratio:g}" for ratio in sorted(spec.replay_ratios)],
+        ratios=[f"{ratio:g}" for ratio in spec.ratios()],
         datasets=material.datasets,
         num_lineages=len(spec.lineages),
         num_seeds=len(spec.seeds),

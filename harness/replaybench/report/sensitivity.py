@@ -44,7 +44,7 @@ def draw_sensitivity(material: Material) -> list[Drawing]:
         styles=plots.styles({name: name for name in families}, list(baseline_paths()), material.sweep.control),
         reference=material.sweep.spec.reference,
     )
-    rates, ratios = sorted(table["learning_rate"].unique()), sorted(material.sweep.spec.replay_ratios)
+    rates, ratios = sorted(table["learning_rate"].unique()), material.sweep.spec.ratios()
     rows = [(ratio, rate) for ratio in ratios for rate in rates]
     figure, axes = plots.panels(len(rows), len(look.levels), width=3.1, height=2.4, share_x=True, share_y=True)
     start = material.summary.filter(pl.col("level").is_null() & (pl.col("dataset") == POOLED))
