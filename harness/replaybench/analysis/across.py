@@ -44,7 +44,7 @@ def across_differences(first: pl.DataFrame, second: pl.DataFrame, *, is_paired: 
             independent: Welch's t interval of the difference of the means, each task with equal weight.
 
     Returns:
-        ACROSS_SCHEMA; Holm's adjustment is over the baselines of a setting. n counts pairs, or lineages of both.
+        ACROSS_SCHEMA; Holm's adjustment is over the whole table. n counts pairs, or lineages of both.
     """
     trained = [runs.filter(pl.col("level").is_not_null()) for runs in (first, second)]
     shared = trained[0].select(*SETTING, "baseline").unique().join(trained[1], on=[*SETTING, "baseline"], how="semi")
@@ -89,13 +89,10 @@ def _by_task(runs: pl.DataFrame) -> Mapping[str, ArrayLike]:
 
 
 def _with_verdicts(table: pl.DataFrame) -> pl.DataFrame:
-    parts = []
-    for _, group in sorted(table.group_by(SETTING)):
-        adjusted = holm([math.nan if p is None else p for p in group["p_value"]]).tolist()
-        verdicts = [
-            UNRESOLVED if not p < FAMILY_ALPHA else BETTER if estimate > 0 else WORSE
-            for p, estimate in zip(adjusted, group["estimate"], strict=True)
-        ]
-        p_holm = pl.Series("p_holm", [None if math.isnan(p) else p for p in adjusted], dtype=pl.Float64)
-        parts.append(group.with_columns(p_holm, verdict=pl.Series(verdicts, dtype=pl.String)))
-    return pl.concat(parts).select(*ACROSS_SCHEMA) if parts else pl.DataFrame(schema=ACROSS_SCHEMA)
+    adjusted = holm([math.nan if p is None else p for p in table["p_value"]]).tolist()
+    verdicts = [
+        UNRESOLVED if not p < FAMILY_ALPHA else BETTER if estimate > 0 else WORSE
+        for p, estimate in zip(adjusted, table["estimate"], strict=True)
+    ]
+    p_holm = pl.Series("p_holm", [None if math.isnan(p) else p for p in adjusted], dtype=pl.Float64)
+    return table.with_columns(p_holm, verdict=pl.Series(verdicts, dtype=pl.String)).select(*ACROSS_SCHEMA)

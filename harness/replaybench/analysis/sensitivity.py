@@ -30,7 +30,7 @@ def matched_differences(runs: pl.DataFrame, arms: pl.DataFrame, reference: str) 
     Returns:
         learning_rate, upper, and the columns of `compare.paired_differences`, whose `baseline` names families; one
         block for each width and learning rate at which the reference and at least one other family stand. Holm's
-        adjustment is over the families of a block and setting.
+        adjustment is over the families and settings of a block.
     """
     blocks = []
     rounded = arms.drop_nulls("upper").with_columns(pl.col("upper").round(WIDTH_DECIMALS))

@@ -188,7 +188,7 @@ def _comparison(name: str, title: str, material: Material, frame: pl.DataFrame) 
             ]
         )
     note = (
-        "Detectable: the true difference that this comparison, alone among those of its cell, finds with probability "
+        "Detectable: the true difference that this comparison, alone among those of the table, finds with probability "
         "0.8. Missing: lineages without a pair. Partial: lineages averaged over fewer seeds."
     )
     csv = "improvement" if name == "improvement" else "verdicts"
@@ -213,7 +213,7 @@ def _sensitivity_tables(material: Material) -> list[Table]:
             rows.append(row + [_verdict_cell(found[family, *place], with_n) for place in material.settings])
     headings = ["width, nats", "learning rate", "baseline"]
     headings += [f"{level}, R {ratio:g}" for ratio, level in material.settings]
-    note = "Holm's adjustment is over the baselines of one width, learning rate and setting."
+    note = "Holm's adjustment is over the baselines and settings of one width and learning rate."
     title = f"Matched against matched: difference to {material.sweep.spec.reference} at the same width"
     matched = Table("matched", title, headings, rows, note, "matched")
     title = f"Best against best: difference to {material.sweep.spec.reference}"

@@ -35,7 +35,7 @@ def verdict_text(material: Material) -> str:
     lines = [
         f"{sweep.spec.name}: success after training, difference to {sweep.reference}",
         f"pooled over {counted(len(material.datasets), 'data set')}; 95 % t interval over n lineages; "
-        "verdicts adjusted after Holm",
+        "verdicts adjusted after Holm over all rows",
     ]
     for ratio, level in material.settings:
         lines += ["", f"Replay ratio {ratio:g}, level {level}{_distance_words(material, level)}"]
