@@ -89,9 +89,10 @@ def learn(spec: RunSpec, learner: Learner, rows: Rows, rng: np.random.Generator)
             if settings.rate_decay == "cosine":
                 learner.scale_rates(0.5 * (1 + math.cos(math.pi * learner.num_updates / total)))
             if learner.num_updates % spec.train.log_every == 0:
-                staleness_rows(rows, learner.num_updates + 1, learner.lags(index))
+                lag_updates = learner.lags(index)
+                staleness_rows(rows, learner.num_updates + 1, lag_updates)
                 step = learner.policy_step(index, 1 / math.sqrt(reuse + 1))
-                step_rows(rows, learner.num_updates, step)
+                step_rows(rows, learner.num_updates, step, lag_updates)
             else:
                 learner.policy_step(index, 1 / math.sqrt(reuse + 1))
             made, used = made + 1, used + len(index)

@@ -10,7 +10,7 @@ from replaybench.diagnostics import Rows, distance_rows, outcome_rows, step_rows
 from replaybench.episode import Episode
 from replaybench.errors import ContractError, DataError
 from replaybench.evaluate import World, evaluate, open_world
-from replaybench.learner import Learner
+from replaybench.learner import Learner, lags
 from replaybench.policy import Policy, make_policy
 from replaybench.replay import Replay, pack, take_steps
 from replaybench.seeding import numpy_generator, torch_generator
@@ -43,19 +43,23 @@ def train(spec: RunSpec, log: Log) -> RunResult:
     if spec.level is not None:
         replay = load_replay(spec, log, device)
         rows.add(0, "replay_steps", replay.num_steps)
-        start_version = log.card.version_of(log.card.start_checkpoint)
-        used = learn(spec, policy, replay, start_version, world, rows)
+        used = learn(spec, log, policy, replay, world, rows)
         rows.add(spec.train.updates, "replay_ratio_realised", used / replay.num_steps)
         distance_rows(rows, spec.train.updates, policy, start, replay)
     measure(spec, policy, world, rows, spec.train.updates if spec.level is not None else 0, device)
     return RunResult(rows, policy)
 
 
-def learn(spec: RunSpec, policy: Policy, replay: Replay, start_version: int, world: World, rows: Rows) -> int:
+def learn(spec: RunSpec, log: Log, policy: Policy, replay: Replay, world: World, rows: Rows) -> int:
     """Warms up the value head, then makes the updates, writing diagnostics as it goes; returns the decisions used."""
+    assert spec.level is not None
     settings, device = spec.train, replay.log_mu.device
     baseline = planned_baseline(spec)
+    start_version = log.card.version_of(log.card.start_checkpoint)
     learner = Learner(policy, baseline, baseline.config(spec.config), replay, settings, start_version)
+    # Ages as the levels count them, to the start policy; a sibling's log has none.
+    has_lag = log.card.levels[spec.level].lag_updates is not None
+    lag_N = lags(replay, start_version) if has_lag else None
     stream = (log_stream(spec), "minibatches")
     learner.warm_up(numpy_generator(*stream, "value"))
     used = 0
@@ -64,7 +68,7 @@ def learn(spec: RunSpec, policy: Policy, replay: Replay, start_version: int, wor
         step = learner.policy_step(index.to(device))
         used += len(index)
         if update % settings.log_every == 0 or update == settings.updates - 1:
-            step_rows(rows, update + 1, step)
+            step_rows(rows, update + 1, step, None if lag_N is None else lag_N[index])
         if spec.evaluate.every and (update + 1) % spec.evaluate.every == 0 and update + 1 < settings.updates:
             measure(spec, policy, world, rows, update + 1, device)
     return used
