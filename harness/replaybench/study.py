@@ -1,16 +1,43 @@
 """Feeds baselines into the exact GridWorld study, which itself knows numbers only."""
 
+import tomllib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaybench.analysis.bias_variance import paper_study
+from replaybench.analysis.bias_variance import Estimator, paper_study
 from replaybench.baseline import Baseline, Items, baseline_paths, config_record, evaluate_surrogate, load_baseline
+from replaybench.paths import PRESETS_DIR
 
 Floats = NDArray[np.float64]
+
+STUDY = PRESETS_DIR / "studies" / "gridworld.toml"
+
+
+class PublishedStudy(NamedTuple):
+    """What the published study compares, and whose claims it makes.
+
+    unbiased: the estimator that bias is measured against. settings: (baseline, config) of each estimator.
+    """
+
+    family: str
+    unbiased: str
+    settings: tuple[tuple[str, dict[str, float]], ...]
+
+    @property
+    def families(self) -> list[str]:
+        """The baselines compared, each once."""
+        return list(dict.fromkeys(name for name, _ in self.settings))
+
+
+def published_study() -> PublishedStudy:
+    """Reads the published study's settings, which travel with the package."""
+    record = tomllib.loads(STUDY.read_text(encoding="utf-8"))
+    settings = tuple((entry["baseline"], entry.get("config", {})) for entry in record["estimators"])
+    return PublishedStudy(record["family"], record["unbiased"], settings)
 
 
 def coefficient_of(baseline: Baseline, config: Any) -> Callable[[Floats, Floats], Floats]:
@@ -33,15 +60,42 @@ def coefficient_of(baseline: Baseline, config: Any) -> Callable[[Floats, Floats]
 
 
 def gridworld_rows(extra_baselines: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Returns the exact study of every baseline, at its defaults and along its knob."""
-    estimators = []
+    """Returns the exact study of every baseline at its defaults, along its knob and at the published settings."""
+    estimators = knob_estimators(extra_baselines)
+    known = [estimator[:2] for estimator in estimators]
+    estimators += [estimator for estimator in published_estimators() if estimator[:2] not in known]
+    return [row._asdict() for row in paper_study(estimators)]
+
+
+def knob_estimators(extra_baselines: tuple[str, ...] = ()) -> list[Estimator]:
+    """Returns every baseline whose coefficient is a function of (l, A), at its defaults and along its knob."""
+    estimators: list[Estimator] = []
     for name in [*baseline_paths(), *extra_baselines]:
         baseline = load_baseline(name)
         if baseline.declaration.why_no_curve is not None:
             continue
         for config in configs_along_knob(baseline):
             estimators.append((baseline.name, config_record(config), coefficient_of(baseline, config)))
-    return [row._asdict() for row in paper_study(estimators)]
+    return estimators
+
+
+def published_estimators() -> list[Estimator]:
+    """Returns the estimators of the published study, as the baseline files compute them."""
+    estimators: list[Estimator] = []
+    for name, settings in published_study().settings:
+        baseline = load_baseline(name)
+        config = baseline.config(settings)
+        estimators.append((name, config_record(config), coefficient_of(baseline, config)))
+    return estimators
+
+
+def knob_curve(name: str, low: float = 0.05, high: float = 20.0, num_values: int = 60) -> list[Estimator]:
+    """Returns a baseline at many values of its knob, by which its frontier is a curve."""
+    baseline = load_baseline(name)
+    knob = baseline.declaration.knob
+    assert knob is not None
+    configs = [baseline.config({knob.field: value}) for value in np.geomspace(low, high, num_values).tolist()]
+    return [(name, config_record(config), coefficient_of(baseline, config)) for config in configs]
 
 
 def configs_along_knob(baseline: Baseline) -> list[Any]:

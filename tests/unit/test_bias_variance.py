@@ -1,5 +1,6 @@
 """The exact moments of gradient estimators, and what is compared with what."""
 
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from replaybench.analysis.bias_variance import (
     StudyRow,
     cell_rows,
     exact_moments,
+    lag_cells,
     paper_cells,
     paper_study,
     pareto_frontier,
     ranking,
 )
 from replaybench.errors import ContractError, NumericalError
+from replaybench.paths import ROOT
 from replaybench.suites import gridworld
 
 Floats = NDArray[np.float64]
@@ -120,6 +123,40 @@ def test_the_study_has_21_cells_and_the_zero_estimator() -> None:
         reference = exact_moments(cell.target_K, cell.behaviour_K, cell.advantage_K, importance_sampling, 3).mean
         zeros = [r for r in rows if r[:3] == (cell.target, cell.behaviour, "zero")]
         assert [(r.n, r.bias2, r.variance) for r in zeros] == [(1, reference**2, 0.0), (8, reference**2, 0.0)]
+
+
+def test_a_lag_is_a_number_of_policy_gradient_steps() -> None:
+    """All lags share the target; the largest goes back to the uniform policy, and the ratios widen with the lag."""
+    cells = lag_cells((1, 8, 64))
+    assert [cell.behaviour for cell in cells] == ["lag 1", "lag 8", "lag 64"]
+    assert cells[-1].behaviour_K == pytest.approx([0.25] * 4)
+    assert all((cell.target_K == cells[0].target_K).all() for cell in cells)
+    widths = [np.abs(np.log(cell.target_K / cell.behaviour_K)).max() for cell in cells]
+    assert widths == sorted(widths)
+    assert widths[0] > 0
+
+
+@pytest.mark.parametrize("state", [0, 1])
+def test_the_documented_example_is_exact_in_an_mdp_of_its_own(state: int) -> None:
+    """docs/exact_gradients.py against long-hand arithmetic: V by iteration, the moments as sums over two actions."""
+    example = runpy.run_path(str(ROOT / "docs" / "exact_gradients.py"))
+    pi_right = float(np.exp(2) / (1 + np.exp(2)))
+    value = [0.0, 0.0, 0.0]
+    for _ in range(3000):
+        q = [[-1 + 0.95 * value[0], -1 + 0.95 * value[1]], [-1 + 0.95 * value[0], 2.0]]
+        value = [(1 - pi_right) * left + pi_right * right for left, right in q] + [0.0]
+    advantage = [q[state][action] - value[state] for action in (0, 1)]
+    score, ratio = [-pi_right, 1 - pi_right], [2 * (1 - pi_right), 2 * pi_right]
+    weights = {"importance_sampling": ratio, "tis": [min(r, 1.0) for r in ratio], "no_correction": [1.0, 1.0]}
+    exact = sum(0.5 * r * a * s for r, a, s in zip(ratio, advantage, score, strict=True))
+    for baseline, weight in weights.items():
+        estimates = [w * a * s for w, a, s in zip(weight, advantage, score, strict=True)]
+        mean = sum(estimates) / 2
+        (found,) = [
+            r for r in example["rows"](state) if (r.baseline, r.n) == (baseline, 64) and r.config.get("cap", 1.0) == 1.0
+        ]
+        assert found.bias2 == pytest.approx((mean - exact) ** 2, abs=1e-15)
+        assert found.variance == pytest.approx(sum((e - mean) ** 2 for e in estimates) / 2 / 64)
 
 
 def test_a_given_zero_estimator_is_not_doubled() -> None:

@@ -348,3 +348,23 @@ def test_the_study_mixtures_match_hand_computations() -> None:
     }
     for name, rows in by_hand.items():
         np.testing.assert_allclose(behaviours[name][:3], rows)
+
+
+def test_ascent_starts_where_it_is_told_and_raises_the_return() -> None:
+    """Each exact gradient step raises J, which an independent forward walk measures; step 0 is the given policy."""
+    mdp = gridworld.paper_2x2()
+    policies = gridworld.ascent(mdp, np.zeros_like(mdp.reward), 8, rate=0.25)
+    returns = [unroll(mdp, policy)[0] for policy in policies]
+    assert policies[0] == pytest.approx(np.full((4, 4), 0.25))
+    assert len(policies) == 9
+    assert (np.diff(returns) > 0).all()
+
+
+def test_one_step_of_ascent_is_rate_times_the_gradient() -> None:
+    """The logits move by rate * dJ/d theta, up to what a softmax does not see."""
+    mdp = random_mdp(np.random.default_rng(3))
+    logits = np.random.default_rng(4).normal(size=mdp.reward.shape)
+    before, after = gridworld.ascent(mdp, logits, 1, rate=0.1)
+    moved = np.log(after) - np.log(before)
+    expected = 0.1 * gridworld.policy_gradient(mdp, before)
+    assert moved - moved.mean(1, keepdims=True) == pytest.approx(expected - expected.mean(1, keepdims=True))

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 from test_results import success_of, write_sweep
 
+from replaybench.analysis.bias_variance import widest_cell
 from replaybench.analysis.compare import paired_differences
 from replaybench.record import SweepFolder
 from replaybench.report import Built, build_report
-from replaybench.report.figures import widest_cell
 from replaybench.report.material import gather
 from replaybench.report.tables import glance_table, provenance_frame
 from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, verdict_text
@@ -171,7 +171,7 @@ def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built
     assert numbers == {*"12345679", "10"}, "8, the sensitivity, needs several settings of a baseline"
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {path.stem for path in figures.glob("*.pdf")} == names
-    assert built.index.read_text().count("<svg") == len(names) == 12
+    assert built.index.read_text().count("<svg") == len(names) == 13
 
 
 def test_the_page_needs_no_other_address(built: Built) -> None:

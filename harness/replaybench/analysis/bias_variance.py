@@ -1,24 +1,28 @@
-"""Exact bias and variance of off-policy gradient estimators on the 2x2 grid, for any number of samples.
+"""Exact bias and variance of off-policy gradient estimators in a finite MDP, for any number of samples.
 
-One action is drawn from the behaviour policy mu in state S0; the estimator of one entry of the policy gradient is
-    g(a) = c(l, A) A(S0, a) d log pi(a|S0) / d theta[S0, action_index],   l = log pi(a|S0) - log mu(a|S0),
+One action is drawn from the behaviour policy mu in a state s; the estimator of one entry of the policy gradient is
+    g(a) = c(l, A) A(s, a) d log pi(a|s) / d theta[s, action_index],   l = log pi(a|s) - log mu(a|s),
 with the gradient coefficient c of a baseline. Expectations are sums over the K actions, nothing is sampled.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replaybench.errors import ContractError, NumericalError
 
+if TYPE_CHECKING:
+    from replaybench.suites.gridworld import FiniteMDP
+
 Floats = NDArray[np.float64]
 Coefficient = Callable[[Floats, Floats], Floats]
 Estimator = tuple[str, dict[str, Any], Coefficient]
 
 NUM_SAMPLES = tuple(2**power for power in range(13))
+LAGS = (1, 2, 4, 8, 16, 32, 64)
 ZERO = "zero"
 # Equal by algebra is rarely equal in floating point: a difference counts from this share of the cell's largest number.
 RELATIVE_TOLERANCE = 1e-12
@@ -130,21 +134,64 @@ def paper_cells() -> list[StudyCell]:
     # Imported here because the suites load torch, which reading tables must not cost.
     from replaybench.suites import gridworld
 
-    mdp = gridworld.paper_2x2()
-    cells = []
-    for target, target_SK in gridworld.study_targets().items():
-        advantage_SK = gridworld.advantages(mdp, target_SK)
-        for behaviour, behaviour_SK in gridworld.study_behaviours(target_SK).items():
-            cell = StudyCell(
-                target=target,
-                behaviour=behaviour,
-                target_K=target_SK[0],
-                behaviour_K=behaviour_SK[0],
-                advantage_K=advantage_SK[0],
-                action_index=gridworld.ACTIONS.index("right"),
-            )
-            cells.append(cell)
-    return cells
+    mdp, right = gridworld.paper_2x2(), gridworld.ACTIONS.index("right")
+    return [
+        mdp_cell(mdp, target_SK, behaviour_SK, action_index=right, target=target, behaviour=behaviour)
+        for target, target_SK in gridworld.study_targets().items()
+        for behaviour, behaviour_SK in gridworld.study_behaviours(target_SK).items()
+    ]
+
+
+def lag_cells(lags: Sequence[int] = LAGS, rate: float = 0.25) -> list[StudyCell]:
+    """Returns cells whose behaviour is the target `lag` policy-gradient steps earlier, on the same grid and logit.
+
+    The steps are exact ascent on the expected return from the uniform policy; the target is the policy after as many
+    steps as the largest lag, so that the oldest behaviour policy is uniform.
+    """
+    from replaybench.suites import gridworld
+
+    mdp, right = gridworld.paper_2x2(), gridworld.ACTIONS.index("right")
+    policies = gridworld.ascent(mdp, np.zeros_like(mdp.reward), max(lags), rate)
+    target = f"PG-{max(lags)}"
+    return [
+        mdp_cell(mdp, policies[-1], policies[-1 - lag], action_index=right, target=target, behaviour=f"lag {lag}")
+        for lag in lags
+    ]
+
+
+def mdp_cell(
+    mdp: "FiniteMDP",
+    target_SK: Floats,
+    behaviour_SK: Floats,
+    *,
+    action_index: int,
+    state: int = 0,
+    target: str = "target",
+    behaviour: str = "behaviour",
+) -> StudyCell:
+    """Returns the cell of one state of any finite MDP, with the exact advantages of the target policy.
+
+    Args:
+        target_SK, behaviour_SK: [S, K] policies.
+        action_index: The logit whose gradient entry is estimated.
+        state: Where the action is drawn.
+        target, behaviour: What the policies are called in the rows.
+    """
+    from replaybench.suites.gridworld import advantages
+
+    return StudyCell(
+        target=target,
+        behaviour=behaviour,
+        target_K=target_SK[state],
+        behaviour_K=behaviour_SK[state],
+        advantage_K=advantages(mdp, target_SK)[state],
+        action_index=action_index,
+    )
+
+
+def widest_cell() -> StudyCell:
+    """Returns the published cell with the largest |log-ratio|, so that no result decides what is shown."""
+    return max(paper_cells(), key=lambda cell: float(abs(np.log(cell.target_K / cell.behaviour_K)).max()))
 
 
 def cell_rows(cell: StudyCell, estimators: Sequence[Estimator], ns: Sequence[int] = NUM_SAMPLES) -> list[StudyRow]:

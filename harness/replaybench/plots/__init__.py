@@ -22,7 +22,15 @@ from replaybench.plots.style import (
 )
 from replaybench.plots.success import difference_forest, profiles, show_all_success, success_by_level, success_by_width
 from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
-from replaybench.plots.weights import bias_variance, linear_near_zero, sign_handles, weight_curves, weight_panel
+from replaybench.plots.weights import (
+    bias_variance,
+    linear_near_zero,
+    relative_error,
+    sign_handles,
+    weight_curves,
+    weight_panel,
+    wins_by_n,
+)
 
 __all__ = [
     "COLOURS",
@@ -45,6 +53,7 @@ __all__ = [
     "metric_over_updates",
     "panels",
     "profiles",
+    "relative_error",
     "render",
     "show_all_success",
     "sign_handles",
@@ -54,5 +63,6 @@ __all__ = [
     "theme",
     "weight_curves",
     "weight_panel",
+    "wins_by_n",
     "zoom_to_values",
 ]

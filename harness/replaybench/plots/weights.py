@@ -5,6 +5,7 @@ import math
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from replaybench.plots.style import COLOURS, Look, Style
 
@@ -56,6 +57,52 @@ def bias_variance(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
                 linestyle="none",
                 clip_on=False,
             )
+    return axes
+
+
+def wins_by_n(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Stacks how many cells each family wins at each number of samples.
+
+    Args:
+        table: baseline, n, cells.
+    """
+    ns = sorted(table["n"].unique())
+    bottom = [0] * len(ns)
+    for label, style in look.styles.items():
+        heights = table.filter(pl.col("baseline") == label).sort("n")["cells"].to_list()
+        if not heights:
+            continue
+        axes.bar(range(len(ns)), heights, bottom=bottom, width=0.86, color=style.colour, linewidth=0)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.set_xticks(range(0, len(ns), 2), [f"{n:g}" for n in ns[::2]])
+    axes.grid(visible=False)
+    axes.set_ylim(0, max(bottom))
+    return axes
+
+
+def relative_error(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Draws the error relative to that of not moving, on logarithmic axes.
+
+    Args:
+        table: baseline, x, relative_mse.
+    """
+    for label, style in look.styles.items():
+        rows = table.filter(pl.col("baseline") == label).sort("x")
+        axes.plot(
+            rows["x"],
+            rows["relative_mse"],
+            color=style.colour,
+            linestyle=style.line,
+            marker=style.marker,
+            markersize=4,
+            linewidth=1.4,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if table["relative_mse"].min() < 0.01 else (1.0, 2.0, 5.0)))  # type: ignore[operator]
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     return axes
 
 

@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from itertools import zip_longest
 
-import numpy as np
 import polars as pl
 
 from replaybench import plots
-from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, paper_cells, pareto_frontier
+from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, pareto_frontier, widest_cell
 from replaybench.analysis.compare import POOLED, cell_means
 from replaybench.baseline import baseline_paths, load_baseline
 from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
+from replaybench.report.gridworld import draw_study
 from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.report.sensitivity import draw_sensitivity
 from replaybench.report.weights import draw_gallery, draw_weights
@@ -50,7 +50,8 @@ def draw(material: Material) -> list[Drawing]:
     """Draws every figure for which there is something to show."""
     drawings = [draw_success(material), draw_differences(material)]
     drawings += draw_diagnostics(material) + draw_distances(material)
-    drawings += [*draw_weights(material), draw_gallery(), draw_bias_variance(material)]
+    drawings += [*draw_weights(material), draw_gallery()]
+    drawings += [draw_bias_variance(material), draw_study(material)]
     return [*drawings, *draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
 
 
@@ -256,11 +257,6 @@ def draw_bias_variance(material: Material) -> Drawing:
         "Baselines at their defaults and along their knob, not at this sweep's settings."
     )
     return Drawing("6-bias-variance", "Bias and variance of the gradient estimator", caption, figure, table)
-
-
-def widest_cell() -> StudyCell:
-    """Returns the cell of the exact study with the largest |log-ratio|, so that no result decides what is shown."""
-    return max(paper_cells(), key=lambda cell: float(abs(np.log(cell.target_K / cell.behaviour_K)).max()))
 
 
 def _study_table(material: Material, cell: StudyCell) -> pl.DataFrame:

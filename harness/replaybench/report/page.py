@@ -6,6 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from replaybench.paths import TEMPLATE
 from replaybench.report.drawing import ShownFigure
+from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.material import Material, first_runs
 from replaybench.report.tables import Table
 from replaybench.report.verdict import conclusion
@@ -39,6 +40,7 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         figures=figures,
         diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
         tables=tables,
+        study=study_words(gridworld_study()),
         unread=material.facts.unread,
     )
 

@@ -10,6 +10,7 @@ from replaybench.analysis.compare import BETTER, POOLED, UNRESOLVED, WORSE
 from replaybench.provenance import checkout_commit
 from replaybench.report.aggregates import aggregate_frame
 from replaybench.report.figures import LEVEL_MEASURES
+from replaybench.report.gridworld import study_frames
 from replaybench.report.material import Material, first_runs, loaded_baseline
 from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
@@ -50,6 +51,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         "runs": material.success,
         **comparison_frames(material),
         "aggregates": aggregate_frame(material),
+        **study_frames(),
     }
 
 
@@ -134,6 +136,7 @@ def page_tables(material: Material) -> dict[str, Table]:
         _text_table("failures", "Failed runs", failures_frame(material), ["run", "reason"]),
         *_sensitivity_tables(material),
         _aggregates_table(material),
+        _study_table(),
     ]
     return {table.name: table for table in tables}
 
@@ -242,6 +245,13 @@ def _aggregates_table(material: Material) -> Table:
     )
     headings = ["replay ratio", "level", "baseline", *titles.values(), "n"]
     return Table("aggregates", "Aggregates over tasks and lineages", headings, rows, note, "aggregates")
+
+
+def _study_table() -> Table:
+    frame = study_frames()["study-cells"]
+    headings = [name.replace("_", " ") for name in frame.columns]
+    table = _text_table("study-cells", "The exact study by cell", frame, headings)
+    return table._replace(note="Published settings, the estimator that never moves ranked.")
 
 
 def _levels_table(material: Material) -> Table:

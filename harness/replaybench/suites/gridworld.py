@@ -96,6 +96,15 @@ def policy_gradient(mdp: FiniteMDP, policy_SK: Floats) -> Floats:
     return visitation(mdp, policy_SK)[:, None] * policy_SK * advantages(mdp, policy_SK)
 
 
+def ascent(mdp: FiniteMDP, logits_SK: Floats, steps: int, rate: float) -> list[Floats]:
+    """Returns the softmax policies [S, K] after 0, 1, ..., `steps` exact gradient steps on J from these logits."""
+    policies = [softmax(logits_SK, axis=1)]
+    for _ in range(steps):
+        logits_SK = logits_SK + rate * policy_gradient(mdp, policies[-1])
+        policies.append(softmax(logits_SK, axis=1))
+    return policies
+
+
 def optimal_policy(mdp: FiniteMDP, *, tolerance: float = 1e-12) -> Floats:
     """Returns a deterministic optimal policy [S, K] by value iteration; among equal actions the first.
 
