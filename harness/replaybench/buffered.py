@@ -82,20 +82,21 @@ def learn(spec: RunSpec, learner: Learner, rows: Rows, rng: np.random.Generator)
     used = made = 0
     for index in learner.batches(settings.sample_rounds, rng):
         for reuse in range(settings.reuse):
-            learner.refresh_if_due(made, used, len(index))
+            rows.learning.count += len(index)
             if reuse % settings.actor_every:
-                learner.value_step(index)
+                with rows.learning.running():
+                    learner.value_step(index)
                 continue
             if settings.rate_decay == "cosine":
                 learner.scale_rates(0.5 * (1 + math.cos(math.pi * learner.num_updates / total)))
-            if learner.num_updates % spec.train.log_every == 0:
-                lag_updates = learner.lags(index)
-                staleness_rows(rows, learner.num_updates + 1, lag_updates)
+            lag_updates = learner.lags(index)
+            with rows.learning.running():
+                learner.refresh_if_due(made, used, len(index))
                 step = learner.policy_step(index, 1 / math.sqrt(reuse + 1))
-                step_rows(rows, learner.num_updates, step, lag_updates)
-            else:
-                learner.policy_step(index, 1 / math.sqrt(reuse + 1))
             made, used = made + 1, used + len(index)
+            if learner.num_updates % spec.train.log_every == 1 or spec.train.log_every == 1:
+                staleness_rows(rows, learner.num_updates, lag_updates)
+                step_rows(rows, learner.num_updates, step, lag_updates)
 
 
 def crosses(done: int, step: int, every: int) -> bool:

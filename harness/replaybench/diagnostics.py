@@ -1,5 +1,8 @@
 """Turns what happened in a run into rows of (update, metric, item, value)."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,13 +20,33 @@ OLD_UPDATES, NEW_UPDATES = 10, 2
 
 
 @dataclass
+class Stopwatch:
+    """Adds up the seconds that a part of a run takes, and how many things it did in them."""
+
+    seconds: float = 0.0
+    count: int = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+
+@dataclass
 class Rows:
-    """Measurements of a run. `item` numbers the evaluation episode where a metric has one value for each, else -1."""
+    """Measurements of a run. `item` numbers the evaluation episode where a metric has one value for each, else -1.
+
+    acting, learning: What environment steps and learner samples took here. Clocks are no rows: they do not repeat.
+    """
 
     update: list[int] = field(default_factory=list)
     metric: list[str] = field(default_factory=list)
     item: list[int] = field(default_factory=list)
     value: list[float] = field(default_factory=list)
+    acting: Stopwatch = field(default_factory=Stopwatch, compare=False)
+    learning: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     def add(self, update: int, metric: str, value: float, item: int = -1) -> None:
         """Appends one measurement made after `update` policy updates."""

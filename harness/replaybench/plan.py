@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from replaybench.baseline import NEEDS, Baseline, config_record, load_baseline
 from replaybench.errors import ConfigError, unknown_name
@@ -25,6 +25,21 @@ from replaybench.train import steps_for
 LEARNING_RATE = "learning_rate"
 
 
+class Budget(Spec):
+    """A size of log and the updates that are made on it."""
+
+    log_steps: PositiveInt
+    updates: PositiveInt
+
+
+class PlannedCell(NamedTuple):
+    """Where a baseline is trained: a level or regime, its replay ratio and the updates of the policy."""
+
+    level: str
+    replay_ratio: float
+    updates: int
+
+
 class SweepSpec(Spec):
     """A sweep as a user writes it.
 
@@ -32,6 +47,7 @@ class SweepSpec(Spec):
     baselines: names or .py files. control: the baseline that leaves the start policy as it is.
     reference: the baseline that the verdicts compare with.
     tuned: file of presets/tuned with each baseline's learning rate and settings.
+    budgets: in place of replay_ratios: log sizes with the updates made on each.
     buffered: the buffered protocol's settings; without them the protocol is the logged one. regimes: under the buffered
         protocol, tables of settings that differ from these, by name; the names stand for the levels, and each regime
         has the replay ratio that follows from its settings.
@@ -39,7 +55,7 @@ class SweepSpec(Spec):
         combination of its values. Overrides `tuned`.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("buffered", "regimes")
+    later: ClassVar[tuple[str, ...]] = ("budgets", "buffered", "regimes")
     name: str
     description: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
@@ -55,15 +71,16 @@ class SweepSpec(Spec):
     grid: dict[str, tuple[dict[str, tuple[float | str, ...]], ...]] = {}
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    budgets: tuple[Budget, ...] = ()
     buffered: BufferedSettings | None = None
     regimes: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")
     def _has_cells(self) -> Self:
         if self.buffered is None:
-            if not self.levels or not self.replay_ratios or self.regimes:
-                raise ValueError("the logged protocol needs levels and replay_ratios, and has no regimes")
-        elif not self.regimes or self.levels or self.replay_ratios:
+            if not self.levels or bool(self.replay_ratios) == bool(self.budgets) or self.regimes:
+                raise ValueError("the logged protocol needs levels and either replay_ratios or budgets, and no regimes")
+        elif not self.regimes or self.levels or self.replay_ratios or self.budgets:
             raise ValueError("the buffered protocol needs regimes; levels and replay_ratios follow from them")
         for regime in self.regimes:
             self.regime(regime)
@@ -74,23 +91,30 @@ class SweepSpec(Spec):
         assert self.buffered is not None
         return validate(BufferedSettings, self.buffered.model_dump() | self.regimes[name], f"regime '{name}'")
 
-    def cells(self) -> list[tuple[str, float]]:
-        """Returns the (level or regime, replay ratio) at which every baseline is trained."""
-        if self.buffered is None:
-            return list(itertools.product(self.levels, self.replay_ratios))
-        return [(name, self.regime(name).replay_ratio(self.train.batch_size)) for name in self.regimes]
+    def cells(self) -> list[PlannedCell]:
+        """Returns where every baseline is trained."""
+        batch_size = self.train.batch_size
+        if self.buffered is not None:
+            regimes = {name: self.regime(name) for name in self.regimes}
+            return [
+                PlannedCell(name, regime.replay_ratio(batch_size), regime.iterations * regime.policy_updates)
+                for name, regime in regimes.items()
+            ]
+        sizes = [(ratio, self.train.updates) for ratio in self.replay_ratios]
+        sizes += [(budget.updates * batch_size / budget.log_steps, budget.updates) for budget in self.budgets]
+        return [PlannedCell(level, *size) for level, size in itertools.product(self.levels, sizes)]
 
     def level_names(self) -> list[str]:
         """Returns the levels or regimes, as planned."""
-        return list(dict.fromkeys(level for level, _ in self.cells()))
+        return list(dict.fromkeys(level for level, _, _ in self.cells()))
 
     def ratios(self) -> list[float]:
         """Returns the replay ratios, rising."""
-        return sorted({ratio for _, ratio in self.cells()})
+        return sorted({cell.replay_ratio for cell in self.cells()})
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
-        for field in ("datasets", "lineages", "levels", "replay_ratios", "seeds", "baselines"):
+        for field in ("datasets", "lineages", "levels", "replay_ratios", "budgets", "seeds", "baselines"):
             values = getattr(self, field)
             if len(set(values)) < len(values):
                 raise ValueError(f"{field} names something twice")
@@ -272,14 +296,13 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
         for arm in all_arms:
             _check_needs(arm.baseline, source.name, folder, card, spec)
         for arm in all_arms:
-            cells: list[tuple[str | None, float | None, int]]
+            cells: list[tuple[str | None, float | None, int, int]]
             if arm.baseline.declaration.updates_policy:
                 cells = [(*cell, seed) for cell in spec.cells() for seed in spec.seeds]
             else:
-                cells = [(None, None, spec.seeds[0])]
-            for level, replay_ratio, seed in cells:
+                cells = [(None, None, spec.train.updates, spec.seeds[0])]
+            for level, replay_ratio, updates, seed in cells:
                 buffered = spec.regime(level) if spec.buffered and level else spec.buffered
-                updates = buffered.iterations * buffered.policy_updates if buffered else spec.train.updates
                 planned.append(
                     RunSpec(
                         dataset=source.name,
@@ -316,13 +339,13 @@ def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
                 f"Dataset '{source.name}' has no {spec.data_format} shards; it has {', '.join(formats)}. "
                 "Set data_format to one of these."
             )
-        for ratio in spec.replay_ratios:
-            wanted = steps_for(spec.train, ratio)
+        for cell in spec.cells():
+            wanted = steps_for(cell.updates, spec.train.batch_size, cell.replay_ratio)
             if wanted > steps:
                 raise ConfigError(
                     f"Dataset '{source.name}', lineage {card.lineage}, level '{level}' holds {steps} steps; replay "
-                    f"ratio {ratio:g} with {spec.train.updates} updates of {spec.train.batch_size} needs {wanted}. "
-                    "Log more episodes, or raise the replay ratio."
+                    f"ratio {cell.replay_ratio:g} with {cell.updates} updates of {spec.train.batch_size} needs "
+                    f"{wanted}. Log more episodes, or raise the replay ratio."
                 )
 
 

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from scipy import special
 
 from replaybench.analysis.compare import CELL, RUN_SCHEMA, SETTING
+from replaybench.analysis.sample_efficiency import CURVE_SCHEMA
 from replaybench.plan import SweepSpec
 from replaybench.record import MANIFEST, SweepFolder, read_json
 from replaybench.spec import RunSpec, validate
@@ -21,6 +23,8 @@ from replaybench.store import card_digest, read_card
 from replaybench.store.card import FILE_NAME
 
 FINAL_METRIC = "success"
+# Points that make a curve.
+MIN_SIZES = 3
 
 FACT_SCHEMA: dict[str, type[pl.DataType]] = {
     "dataset": pl.String,
@@ -40,13 +44,15 @@ Arm = tuple[float, str]
 class Sweep(NamedTuple):
     """A sweep's plan with its arms told apart.
 
-    labels: the arm of every run, by run id. reference, control: the labels that the verdicts compare with; where the
+    labels: the arm of every run, by run id. levels: its level, by run id; where a level is trained on at several sizes
+    of log at one replay ratio, with the size. reference, control: the labels that the verdicts compare with; where the
     plan runs one of them at several settings, the first one planned.
     """
 
     spec: SweepSpec
     runs: tuple[RunSpec, ...]
     labels: dict[str, str]
+    levels: dict[str, str | None]
     reference: str
     control: str
 
@@ -67,11 +73,31 @@ def read_sweep(folder: SweepFolder) -> Sweep:
     spec = validate(SweepSpec, folder.plan()["sweep"], str(folder.path / "sweep.json"))
     runs = tuple({run.run_id(): run for run in folder.runs()}.values())
     labels = arm_labels(runs)
-    return Sweep(spec, runs, labels, _first_arm(runs, labels, spec.reference), _first_arm(runs, labels, spec.control))
+    return Sweep(
+        spec,
+        runs,
+        labels,
+        _level_labels(runs),
+        _first_arm(runs, labels, spec.reference),
+        _first_arm(runs, labels, spec.control),
+    )
 
 
 def _first_arm(runs: Sequence[RunSpec], labels: Mapping[str, str], baseline: str) -> str:
     return next((labels[run.run_id()] for run in runs if run.baseline == baseline), baseline)
+
+
+def _level_labels(runs: Sequence[RunSpec]) -> dict[str, str | None]:
+    cells = {(run.level, run.replay_ratio, run.train.updates) for run in runs if run.level and not run.buffered}
+    if len({cell[:2] for cell in cells}) == len(cells):
+        return {run.run_id(): run.level for run in runs}
+    return {run.run_id(): run.level and f"{run.level}, {_log_steps(run):g} steps" for run in runs}
+
+
+def _log_steps(run: RunSpec) -> float:
+    """Returns the logged steps of a run under the logged protocol."""
+    assert run.replay_ratio is not None
+    return run.train.updates * run.train.batch_size / run.replay_ratio
 
 
 def arm_labels(runs: Sequence[RunSpec]) -> dict[str, str]:
@@ -114,8 +140,8 @@ def final_success(folder: SweepFolder) -> pl.DataFrame:
     sweep = read_sweep(folder)
     planned = pl.DataFrame(
         [
-            {"run_id": run.run_id(), "baseline": sweep.labels[run.run_id()]}
-            | {name: getattr(run, name) for name in ("dataset", "task", "lineage", "level", "replay_ratio", "seed")}
+            {"run_id": run.run_id(), "baseline": sweep.labels[run.run_id()], "level": sweep.levels[run.run_id()]}
+            | {name: getattr(run, name) for name in ("dataset", "task", "lineage", "replay_ratio", "seed")}
             for run in sweep.runs
         ],
         schema={"run_id": pl.String, **{name: RUN_SCHEMA[name] for name in RUN_SCHEMA if name != "value"}},
@@ -141,11 +167,18 @@ def _rows(folder: SweepFolder, sweep: Sweep, metrics: Sequence[str]) -> pl.DataF
     types: dict[str, type[pl.DataType]] = {**RUN_SCHEMA, "run_id": pl.String, "update": pl.Int64, "metric": pl.String}
     if not found:
         return pl.DataFrame(schema={name: types[name] for name in [*columns, "metric", "value"]})
-    names = pl.DataFrame({"run_id": list(sweep.labels), "baseline": list(sweep.labels.values())})
+    names = pl.DataFrame(
+        {
+            "run_id": list(sweep.labels),
+            "baseline": list(sweep.labels.values()),
+            "level": [sweep.levels[run_id] for run_id in sweep.labels],
+        },
+        schema={"run_id": pl.String, "baseline": pl.String, "level": pl.String},
+    )
     rows = (
         pl.scan_parquet([path / "rows.parquet" for path in found])
         .filter(pl.col("metric").is_in(list(metrics)) & (pl.col("item") == -1))
-        .drop("baseline")
+        .drop("baseline", "level")
         .join(names.lazy(), on="run_id")
         .select(pl.col(name).cast(types[name]) for name in [*columns, "metric", "value"])
     )
@@ -195,7 +228,7 @@ def level_facts(runs: Sequence[RunSpec]) -> LevelFacts:
 
     A card that is not the one that the sweep was planned on is left out and reported.
     """
-    levels = {run.level for run in runs}
+    levels = {run.level for run in runs if run.buffered is None}
     rows: list[dict[str, Any]] = []
     unread = []
     for (data_folder, digest), run in sorted({(run.data_folder, run.card_sha256): run for run in runs}.items()):
@@ -218,7 +251,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def levels_by_distance(spec: SweepSpec, facts: pl.DataFrame) -> list[str]:
+def levels_by_distance(sweep: Sweep, facts: pl.DataFrame) -> list[str]:
     """Returns the levels in order of measured KL(mu||pi_start), averaged over data sets; as planned where unknown."""
     distance = dict(
         facts.filter(pl.col("metric") == "kl")
@@ -228,7 +261,7 @@ def levels_by_distance(spec: SweepSpec, facts: pl.DataFrame) -> list[str]:
         .agg(pl.col("value").mean())
         .iter_rows()
     )
-    levels = spec.level_names()
+    levels = list(dict.fromkeys(level for level in sweep.levels.values() if level is not None))
     if set(levels) - set(distance):
         return levels
     return sorted(levels, key=lambda level: distance[level])
@@ -254,6 +287,95 @@ def replay_ratios(folder: SweepFolder) -> pl.DataFrame:
         )
         .sort("dataset", *SETTING)
     )
+
+
+def curves_by_steps(folder: SweepFolder, sweep: Sweep, start: Mapping[str, float]) -> pl.DataFrame:
+    """Returns success against environment steps, a point an evaluation, where a curve has at least three sizes.
+
+    Under the buffered protocol the steps are those collected so far. Under the logged one they are the size of the log,
+    and a curve holds either the updates fixed or the replay ratio, as its `design` says; never two things vary.
+
+    Args:
+        start: Mean success of the start policies of each data set, where every curve begins.
+
+    Returns:
+        The columns of `analysis.sample_efficiency.CURVE_SCHEMA`; learner_samples are those consumed so far.
+    """
+    points = points_by_steps(folder, sweep)
+    if sweep.spec.buffered:
+        points = points.filter(pl.col("steps").n_unique().over("level") >= MIN_SIZES)
+    else:
+        points = pl.concat(_designs(points))
+    known = points.filter(pl.col("dataset").is_in(list(start)))
+    base = pl.col("dataset").replace_strict(start, default=None, return_dtype=pl.Float64)
+    scored = known.with_columns(score=(pl.col("value") - base) / (1 - base))
+    means = scored.group_by(*[name for name in CURVE_SCHEMA if name not in ("value", "score")]).agg(
+        pl.col("value", "score").mean()
+    )
+    return means.select(pl.col(name).cast(dtype) for name, dtype in CURVE_SCHEMA.items()).sort(list(CURVE_SCHEMA))
+
+
+def points_by_steps(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
+    """Returns success with the environment steps and learner samples that it took, a row an evaluation.
+
+    Under the logged protocol only the evaluation after training counts, and the steps are those of the log.
+    """
+    return _buffered_points(folder, sweep) if sweep.spec.buffered else _logged_points(folder, sweep)
+
+
+def _buffered_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
+    rows = _rows(folder, sweep, [FINAL_METRIC, "env_steps"])
+    wide = rows.filter(pl.col("level").is_not_null()).pivot(
+        on="metric", index=[name for name in rows.columns if name not in ("metric", "value")], values="value"
+    )
+    if wide.is_empty():
+        return pl.DataFrame(schema=CURVE_SCHEMA)
+    regimes = {name: sweep.spec.regime(name) for name in sweep.spec.regimes}
+    batch_size = sweep.spec.train.batch_size
+    ratio = {name: regime.value_updates * batch_size / regime.collect_steps for name, regime in regimes.items()}
+    return wide.with_columns(
+        design=pl.lit("collected while learning"),
+        steps="env_steps",
+        value=FINAL_METRIC,
+        learner_samples=pl.col("env_steps") * pl.col("level").replace_strict(ratio, return_dtype=pl.Float64),
+    )
+
+
+def _logged_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
+    trained = [run for run in sweep.runs if run.level is not None]
+    sizes = pl.DataFrame(
+        [(run.run_id(), run.level, _log_steps(run), run.train.updates, run.train.batch_size) for run in trained],
+        schema=["run_id", "log_level", "steps", "updates", "batch_size"],
+        orient="row",
+    )
+    last = _rows(folder, sweep, [FINAL_METRIC]).sort("update").group_by("run_id").last()
+    return last.join(sizes, on="run_id").with_columns(
+        level="log_level", learner_samples=pl.col("updates") * pl.col("batch_size")
+    )
+
+
+def _designs(points: pl.DataFrame) -> list[pl.DataFrame]:
+    """Returns the points of each kind of curve under the logged protocol; a point may belong to two."""
+    kinds = (
+        ("updates", "{} updates on every log", pl.Int64),
+        ("replay_ratio", "replay ratio {} on every log", pl.Float64),
+    )
+    return [
+        points.filter(pl.col("steps").n_unique().over("level", held) >= MIN_SIZES).with_columns(
+            design=pl.format(text, pl.col(held).round(3).cast(kind))
+        )
+        for held, text, kind in kinds
+    ]
+
+
+def measured_collect_cost(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Returns what an environment step took in units of a learner sample, the median over runs that say so."""
+    ratios = [
+        record["seconds_per_environment_step"] / record["seconds_per_learner_sample"]
+        for record in records
+        if record.get("seconds_per_environment_step") and record.get("seconds_per_learner_sample")
+    ]
+    return float(np.median(ratios)) if ratios else None
 
 
 def manifests(folder: SweepFolder) -> list[dict[str, Any]]:

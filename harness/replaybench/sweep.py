@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from replaybench.buffered import train_buffered
 from replaybench.collect import make_lineage, write_collected
+from replaybench.diagnostics import Stopwatch
 from replaybench.errors import DataError, RunFailed
 from replaybench.executor import Done, Job, run_jobs
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
@@ -156,6 +157,8 @@ class _Work:
             "run_id": spec.run_id(),
             "started_unix_s": started,
             "wall_s": time.perf_counter() - clock,
+            "seconds_per_environment_step": _per_item(result.rows.acting),
+            "seconds_per_learner_sample": _per_item(result.rows.learning),
             "host": host_facts(),
             "commit": checkout_commit(),
             "versions": versions(log.card.versions.get("simulator", log.card.suite)),
@@ -163,6 +166,10 @@ class _Work:
         SweepFolder(self.folder).write_result(spec, result.rows, manifest)
         final = [v for m, v in zip(result.rows.metric, result.rows.value, strict=True) if m == "success"]
         return repr(final[-1])
+
+
+def _per_item(stopwatch: Stopwatch) -> float | None:
+    return stopwatch.seconds / stopwatch.count if stopwatch.count else None
 
 
 def due_runs(folder: SweepFolder, planned: Sequence[RunSpec], only: str | None, limit: int | None) -> list[RunSpec]:

@@ -14,7 +14,7 @@ from replaybench.learner import Learner, lags
 from replaybench.policy import Policy, make_policy
 from replaybench.replay import Replay, pack, take_steps
 from replaybench.seeding import numpy_generator, torch_generator
-from replaybench.spec import RunSpec, TrainSettings
+from replaybench.spec import RunSpec
 from replaybench.store import Log
 
 
@@ -64,19 +64,24 @@ def learn(spec: RunSpec, log: Log, policy: Policy, replay: Replay, world: World,
     learner.warm_up(numpy_generator(*stream, "value"))
     used = 0
     for update, index in enumerate(learner.batches(settings.updates, numpy_generator(*stream, "policy"))):
-        learner.refresh_if_due(update, used, len(index))
-        step = learner.policy_step(index.to(device))
+        with rows.learning.running():
+            learner.refresh_if_due(update, used, len(index))
+            step = learner.policy_step(index.to(device))
         used += len(index)
         if update % settings.log_every == 0 or update == settings.updates - 1:
             step_rows(rows, update + 1, step, None if lag_N is None else lag_N[index])
         if spec.evaluate.every and (update + 1) % spec.evaluate.every == 0 and update + 1 < settings.updates:
             measure(spec, policy, world, rows, update + 1, device)
+    rows.learning.count = used
     return used
 
 
 def measure(spec: RunSpec, policy: Policy, world: World, rows: Rows, update: int, device: torch.device) -> None:
     """Evaluates with sampled actions, and greedily if the spec asks for it."""
-    outcome_rows(rows, update, "", evaluate(policy, world, spec.evaluate, device, greedy=False))
+    with rows.acting.running():
+        outcome = evaluate(policy, world, spec.evaluate, device, greedy=False)
+    rows.acting.count += int(outcome.length.sum())
+    outcome_rows(rows, update, "", outcome)
     if spec.evaluate.greedy:
         outcome_rows(rows, update, "greedy_", evaluate(policy, world, spec.evaluate, device, greedy=True))
 
@@ -107,7 +112,7 @@ def load_replay(spec: RunSpec, log: Log, device: torch.device) -> Replay:
     declared = load_baseline(spec.baseline_path or spec.baseline).declaration.needs
     needs_logits = spec.train.kl_coefficient > 0 or "mu_logits" in declared
     episodes = log.episodes(spec.level, spec.data_format, with_mu_logits=needs_logits)
-    wanted = steps_for(spec.train, spec.replay_ratio)
+    wanted = steps_for(spec.train.updates, spec.train.batch_size, spec.replay_ratio)
     order = numpy_generator(log_stream(spec), "episodes").permutation(len(episodes))
     try:
         taken = take_steps([episodes[i] for i in order], wanted)
@@ -116,9 +121,9 @@ def load_replay(spec: RunSpec, log: Log, device: torch.device) -> Replay:
     return pack(taken, device)
 
 
-def steps_for(settings: TrainSettings, replay_ratio: float) -> int:
+def steps_for(updates: int, batch_size: int, replay_ratio: float) -> int:
     """Returns the logged steps that make the replay ratio updates * batch_size / steps what is asked for."""
-    return max(1, round(settings.updates * settings.batch_size / replay_ratio))
+    return max(1, round(updates * batch_size / replay_ratio))
 
 
 def load_start_policy(log: Log, device: torch.device) -> Policy:

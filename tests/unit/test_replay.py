@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from replaybench.episode import Episode, check_episode
 from replaybench.errors import DataError
 from replaybench.replay import episode_minibatches, minibatches, pack, take_steps, weighted_minibatches
-from replaybench.spec import TrainSettings
 from replaybench.train import steps_for
 
 CPU = torch.device("cpu")
@@ -241,4 +240,4 @@ def test_weighted_batches_are_drawn_by_the_generator_alone() -> None:
 @pytest.mark.parametrize(("ratio", "steps"), [(1.0, 2048), (8.0, 256), (0.5, 4096), (10.24, 200), (1e9, 1)])
 def test_the_replay_ratio_fixes_how_many_steps_are_taken(ratio: float, steps: int) -> None:
     """With 16 updates of 128, R = 2048 / steps: by hand 2048, 256, 4096 and 200 steps; never less than one."""
-    assert steps_for(TrainSettings(updates=16, batch_size=128), ratio) == steps
+    assert steps_for(16, 128, ratio) == steps

@@ -328,8 +328,8 @@ def test_levels_are_ordered_by_measured_distance_not_by_name_or_plan(folder: Swe
     """The plan says stale, fresh; KL .25 and 0 put fresh first. Without facts the plan's order stays."""
     sweep = read_sweep(folder)
     facts = level_facts(sweep.runs).frame
-    assert levels_by_distance(sweep.spec, facts) == ["fresh", "stale"]
-    assert levels_by_distance(sweep.spec, facts.clear()) == ["stale", "fresh"]
+    assert levels_by_distance(sweep, facts) == ["fresh", "stale"]
+    assert levels_by_distance(sweep, facts.clear()) == ["stale", "fresh"]
 
 
 def test_replay_ratios_state_what_was_realised(folder: SweepFolder) -> None:

@@ -324,7 +324,7 @@ def _difference_rows(table: Sequence[_Group], reference: str) -> list[dict[str, 
                 "reference": reference,
                 "p_value": _or_null(p_value),
                 "p_holm": _or_null(p_holm),
-                "verdict": _verdict(mean.estimate, p_holm),
+                "verdict": verdict(mean.estimate, p_holm),
                 "minimum_detectable": _or_null(detectable),
                 "minimum_detectable_doubled": _or_null(doubled),
             }
@@ -332,7 +332,8 @@ def _difference_rows(table: Sequence[_Group], reference: str) -> list[dict[str, 
     return rows
 
 
-def _verdict(difference: float, p_holm: float) -> str:
+def verdict(difference: float, p_holm: float) -> str:
+    """Returns what an adjusted p value says of a difference."""
     # An undefined p value is NaN and resolves nothing: every comparison with NaN is false.
     if not p_holm < FAMILY_ALPHA:
         return UNRESOLVED

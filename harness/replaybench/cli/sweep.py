@@ -156,7 +156,13 @@ def sweep_choose(
 
 
 @report_app.command("build")
-def report_build(out: Path) -> None:
+def report_build(
+    out: Path,
+    collect_cost: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(min=0, help="Cost of an environment step in learner samples; default: as the runs took."),
+    ] = None,
+) -> None:
     """Build the report of a sweep from its records.
 
     Example: replaybench report build reports/default
@@ -164,7 +170,7 @@ def report_build(out: Path) -> None:
     from replaybench.record import SweepFolder
 
     folder = SweepFolder(out)
-    _finish(folder, folder.runs(), build=True)
+    _finish(folder, folder.runs(), build=True, collect_cost=collect_cost)
 
 
 @report_app.command("compare")
@@ -204,7 +210,7 @@ def _sweep(
     _finish(folder, planned, build)
 
 
-def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool) -> None:
+def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool, collect_cost: float | None = None) -> None:
     """Prints the verdicts, builds the report, and exits 1 if runs failed."""
     failures = folder.failures()
     for failure in failures:
@@ -214,7 +220,7 @@ def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool) -> Non
     if build and complete:
         from replaybench.report import build_report
 
-        built = build_report(folder)
+        built = build_report(folder, collect_cost)
         print(built.verdict_text)
         print(f"Report: {built.index}")
     if failures:

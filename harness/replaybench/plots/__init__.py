@@ -20,7 +20,15 @@ from replaybench.plots.style import (
     styles,
     theme,
 )
-from replaybench.plots.success import difference_forest, profiles, show_all_success, success_by_level, success_by_width
+from replaybench.plots.success import (
+    difference_forest,
+    profiles,
+    show_all_success,
+    speed_up_forest,
+    success_by_cost,
+    success_by_level,
+    success_by_width,
+)
 from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
 from replaybench.plots.weights import (
     bias_variance,
@@ -57,7 +65,9 @@ __all__ = [
     "render",
     "show_all_success",
     "sign_handles",
+    "speed_up_forest",
     "styles",
+    "success_by_cost",
     "success_by_level",
     "success_by_width",
     "theme",

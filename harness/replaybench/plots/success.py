@@ -162,3 +162,59 @@ def profiles(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         )
     axes.set_ylim(-0.03, 1.03)
     return axes
+
+
+def speed_up_forest(axes: Axes, table: pl.DataFrame, look: Look, span: float) -> Axes:
+    """Draws ratios of steps with their intervals on a logarithmic axis from 1 / span to span.
+
+    Filled: the interval excludes 1. An end that is not bounded runs to the edge as an arrow.
+
+    Args:
+        table: baseline, estimate_low, estimate_high, low, high, resolved.
+    """
+    labels = [label for label in look.styles if label in set(table["baseline"])]
+    for row in table.iter_rows(named=True):
+        place, style = labels.index(row["baseline"]), look.styles[row["baseline"]]
+        low, high = max(row["low"], 1 / span), min(row["high"], span)
+        axes.plot([low, high], [place, place], color=style.colour, linewidth=2.4 if row["resolved"] else 1.2)
+        for end, bound, marker in ((low, row["low"], "<"), (high, row["high"], ">")):
+            if not 1 / span < bound < span:
+                axes.plot([end], [place], marker=marker, color=style.colour, markersize=5, clip_on=False)
+        if row["estimate_low"] == row["estimate_high"] and 0 < row["estimate_low"] < span:
+            fill = style.colour if row["resolved"] else "white"
+            mark: dict[str, Any] = {
+                "marker": style.marker,
+                "color": style.colour,
+                "markerfacecolor": fill,
+                "markersize": 6,
+            }
+            axes.plot([row["estimate_low"]], [place], **mark)
+    axes.axvline(1, color="#333333", linewidth=0.9, zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlim(1 / span, span)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / span <= tick <= span]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    return axes
+
+
+def success_by_cost(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
+    """Draws success against cost on a logarithmic axis, a point each way of spending, joined in their order.
+
+    Args:
+        table: baseline, cost, value, low, high.
+    """
+    labels = [label for label in look.styles if label in set(table["baseline"])]
+    for number, label in enumerate(labels):
+        style = look.styles[label]
+        arm = table.filter(pl.col("baseline") == label).sort("cost")
+        places = [cost * 1.02 ** (number - (len(labels) - 1) / 2) for cost in arm["cost"]]
+        axes.plot(places, arm["value"], color=style.colour, marker=style.marker, markersize=4.5, linewidth=0.9)
+        for place, low, high in zip(places, arm["low"], arm["high"], strict=True):
+            if low is not None:
+                axes.plot([place, place], [low, high], color=style.colour, linewidth=1.0, alpha=0.6)
+    axes.set_xscale("log")
+    return axes

@@ -27,14 +27,17 @@ class Built:
     index: Path
 
 
-def build_report(folder: SweepFolder) -> Built:
+def build_report(folder: SweepFolder, collect_cost: float | None = None) -> Built:
     """Builds <folder>/report from the records of the finished runs.
+
+    Args:
+        collect_cost: Cost of an environment step in learner samples; as measured in the runs if it is not given.
 
     Raises:
         ConfigError: The folder holds no sweep.
         DataError: A record is damaged.
     """
-    material = gather(folder)
+    material = gather(folder, collect_cost)
     out = folder.path / "report"
     with plots.theme():
         drawings = draw(material)

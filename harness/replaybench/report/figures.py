@@ -12,6 +12,7 @@ from replaybench.analysis.compare import POOLED, cell_means
 from replaybench.baseline import baseline_paths, load_baseline
 from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
+from replaybench.report.efficiency import draw_efficiency
 from replaybench.report.gridworld import draw_study
 from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.report.sensitivity import draw_sensitivity
@@ -52,7 +53,8 @@ def draw(material: Material) -> list[Drawing]:
     drawings += draw_diagnostics(material) + draw_distances(material)
     drawings += [*draw_weights(material), draw_gallery()]
     drawings += [draw_bias_variance(material), draw_study(material)]
-    return [*drawings, *draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
+    drawings += [*draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
+    return drawings + draw_efficiency(material)
 
 
 def draw_success(material: Material) -> Drawing:

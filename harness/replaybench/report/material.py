@@ -11,13 +11,25 @@ from replaybench.baseline import Baseline, baseline_paths, load_baseline
 from replaybench.errors import ReplayBenchError
 from replaybench.record import SweepFolder
 from replaybench.report.words import from_to
-from replaybench.results import LevelFacts, Sweep, final_success, level_facts, levels_by_distance, manifests, read_sweep
+from replaybench.results import (
+    LevelFacts,
+    Sweep,
+    final_success,
+    level_facts,
+    levels_by_distance,
+    manifests,
+    measured_collect_cost,
+    read_sweep,
+)
 from replaybench.spec import RunSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Everything that the report is made from."""
+    """Everything that the report is made from.
+
+    collect_cost: What an environment step costs in learner samples, None if unknown; cost_words says who says so.
+    """
 
     folder: SweepFolder
     sweep: Sweep
@@ -29,6 +41,8 @@ class Material:
     improvement: pl.DataFrame
     num_complete: int
     manifests: list[dict[str, Any]]
+    collect_cost: float | None
+    cost_words: str
 
     @property
     def datasets(self) -> list[str]:
@@ -38,15 +52,20 @@ class Material:
     @property
     def settings(self) -> list[tuple[float, str]]:
         """The (replay ratio, level) pairs, levels from fresh to stale."""
-        return [(ratio, level) for ratio in sorted(self.sweep.spec.replay_ratios) for level in self.look.levels]
+        cells = {(run.replay_ratio, self.sweep.levels[run.run_id()]) for run in self.sweep.runs}
+        return [(r, level) for r in self.sweep.spec.ratios() for level in self.look.levels if (r, level) in cells]
 
 
-def gather(folder: SweepFolder) -> Material:
-    """Reads the records and computes the tables."""
+def gather(folder: SweepFolder, collect_cost: float | None = None) -> Material:
+    """Reads the records and computes the tables.
+
+    Args:
+        collect_cost: Cost of an environment step in learner samples; as measured in the runs if it is not given.
+    """
     sweep = read_sweep(folder)
     facts = level_facts(sweep.runs)
     success = final_success(folder)
-    levels = levels_by_distance(sweep.spec, facts.frame)
+    levels = levels_by_distance(sweep, facts.frame)
     baseline_of = {sweep.labels[run.run_id()]: run.baseline for run in sweep.runs}
     ordered = dict(sorted(baseline_of.items(), key=lambda item: (item[0] != sweep.control, item[0])))
     look = plots.Look(
@@ -55,6 +74,8 @@ def gather(folder: SweepFolder) -> Material:
         control=sweep.control,
         reference=sweep.reference,
     )
+    records = manifests(folder)
+    given = collect_cost is not None
     return Material(
         folder=folder,
         sweep=sweep,
@@ -65,7 +86,9 @@ def gather(folder: SweepFolder) -> Material:
         differences=paired_differences(success, sweep.reference),
         improvement=improvement_over_start(success, sweep.control),
         num_complete=sum(folder.is_complete(run.run_id()) for run in sweep.runs),
-        manifests=manifests(folder),
+        manifests=records,
+        collect_cost=collect_cost if given else measured_collect_cost(records),
+        cost_words="as given" if given else "the median of what the runs took for either on their machines",
     )
 
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from replaybench.paths import TEMPLATE
+from replaybench.report.cells import Table
 from replaybench.report.drawing import ShownFigure
+from replaybench.report.efficiency import literature_sentence
 from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.material import Material, first_runs
-from replaybench.report.tables import Table
 from replaybench.report.verdict import conclusion
 from replaybench.report.words import plain, pooled
 
@@ -38,6 +39,7 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         conclusion=conclusion(material),
         detectable=_missed_range(material),
         figures=figures,
+        literature=literature_sentence(material),
         diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
         tables=tables,
         study=study_words(gridworld_study()),

@@ -1,14 +1,16 @@
 """The tables of the page and their CSV files."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 
-from replaybench.analysis.compare import BETTER, POOLED, UNRESOLVED, WORSE
+from replaybench.analysis.compare import POOLED, UNRESOLVED
 from replaybench.provenance import checkout_commit
 from replaybench.report.aggregates import aggregate_frame
+from replaybench.report.cells import Cell, Table, number, sortable, verdict_cell
+from replaybench.report.efficiency import efficiency_frames, efficiency_tables
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.gridworld import study_frames
 from replaybench.report.material import Material, first_runs, loaded_baseline
@@ -16,25 +18,6 @@ from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
 from replaybench.results import replay_ratios, short_power
 from replaybench.store import read_card
-
-
-class Cell(NamedTuple):
-    """One cell of a table in the page: what is shown, what sorts, and its CSS classes."""
-
-    text: str
-    sort: str | float = ""
-    css: str = ""
-
-
-class Table(NamedTuple):
-    """A table of the page; `csv` names the file that holds all its columns."""
-
-    name: str
-    title: str
-    headings: list[str]
-    rows: list[list[Cell]]
-    note: str = ""
-    csv: str = ""
 
 
 def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
@@ -52,6 +35,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         **comparison_frames(material),
         "aggregates": aggregate_frame(material),
         **study_frames(),
+        **efficiency_frames(material),
     }
 
 
@@ -137,6 +121,7 @@ def page_tables(material: Material) -> dict[str, Table]:
         *_sensitivity_tables(material),
         _aggregates_table(material),
         _study_table(),
+        *efficiency_tables(material),
     ]
     return {table.name: table for table in tables}
 
@@ -149,20 +134,10 @@ def glance_table(name: str, title: str, material: Material, table: pl.DataFrame)
     for label in sorted({key[0] for key in found}):
         row = [Cell(label, label, "name")]
         for ratio, level in settings:
-            row.append(_verdict_cell(found[label, ratio, level], with_n))
+            row.append(verdict_cell(found[label, ratio, level], with_n))
         rows.append(row)
     headings = ["baseline", *(f"{level}, R {ratio:g}" for ratio, level in settings)]
     return Table(name, title, headings, rows, csv="verdicts" if name == "glance" else "improvement")
-
-
-def _verdict_cell(row: Mapping[str, Any], show: Callable[[Mapping[str, Any]], str]) -> Cell:
-    # Colour is never the only sign: the arrow says the same.
-    mark, css = {BETTER: ("\u25b2 ", "better"), WORSE: ("\u25bc ", "worse")}.get(row["verdict"], ("", "unresolved"))
-    return Cell(mark + show(row), _sortable(row["estimate"]), f"number {css}")
-
-
-def _sortable(value: float | None) -> str | float:
-    return "" if value is None else value
 
 
 def _comparison(name: str, title: str, material: Material, frame: pl.DataFrame) -> Table:
@@ -176,17 +151,17 @@ def _comparison(name: str, title: str, material: Material, frame: pl.DataFrame) 
         rows.append(
             [
                 Cell(row["dataset"], row["dataset"]),
-                _number(row["replay_ratio"], "g"),
+                number(row["replay_ratio"], "g"),
                 Cell(row["level"], order[row["level"]]),
                 Cell(row["baseline"], row["baseline"], "name"),
-                _verdict_cell(row, with_interval),
-                _number(row["n"], "d"),
+                verdict_cell(row, with_interval),
+                number(row["n"], "d"),
                 Cell(row["verdict"], row["verdict"], "" if row["verdict"] == UNRESOLVED else row["verdict"]),
-                _number(row["p_value"], ".2g"),
-                _number(row["p_holm"], ".2g"),
-                _number(row["minimum_detectable"], ".2f"),
-                _number(row["num_missing"], "d"),
-                _number(row["num_partial"], "d"),
+                number(row["p_value"], ".2g"),
+                number(row["p_holm"], ".2g"),
+                number(row["minimum_detectable"], ".2f"),
+                number(row["num_missing"], "d"),
+                number(row["num_partial"], "d"),
                 Cell(row["interval_method"], row["interval_method"]),
             ]
         )
@@ -200,10 +175,6 @@ def _comparison(name: str, title: str, material: Material, frame: pl.DataFrame) 
     return Table(name, title, headings, rows, note, csv)
 
 
-def _number(value: float | None, form: str) -> Cell:
-    return Cell("-" if value is None else format(value, form), _sortable(value), "number")
-
-
 def _sensitivity_tables(material: Material) -> list[Table]:
     frames = comparison_frames(material)
     if not frames:
@@ -212,8 +183,8 @@ def _sensitivity_tables(material: Material) -> list[Table]:
     for (rate, upper), block in frames["matched"].group_by("learning_rate", "upper", maintain_order=True):
         found = {(row["baseline"], row["replay_ratio"], row["level"]): row for row in pooled(block).to_dicts()}
         for family in sorted({key[0] for key in found}):
-            row = [Cell(f"{upper:.3g}", upper, "number"), _number(rate, "g"), Cell(family, family, "name")]
-            rows.append(row + [_verdict_cell(found[family, *place], with_n) for place in material.settings])
+            row = [Cell(f"{upper:.3g}", upper, "number"), number(rate, "g"), Cell(family, family, "name")]
+            rows.append(row + [verdict_cell(found[family, *place], with_n) for place in material.settings])
     headings = ["width, nats", "learning rate", "baseline"]
     headings += [f"{level}, R {ratio:g}" for ratio, level in material.settings]
     note = "Holm's adjustment is over the baselines and settings of one width and learning rate."
@@ -233,12 +204,12 @@ def _aggregates_table(material: Material) -> Table:
         found.setdefault((row["replay_ratio"], row["level"], row["baseline"]), {})[row["aggregate"]] = row
     rows = []
     for (ratio, level, baseline), values in sorted(found.items(), key=lambda item: (item[0][0], order[item[0][1]])):
-        cells = [_number(ratio, "g"), Cell(level, order[level]), Cell(baseline, baseline, "name")]
+        cells = [number(ratio, "g"), Cell(level, order[level]), Cell(baseline, baseline, "name")]
         for name in titles:
             found_here = values.get(name)
             text = with_interval(found_here, plain) if found_here else "-"
-            cells.append(Cell(text, _sortable(found_here["estimate"]) if found_here else "", "number"))
-        rows.append([*cells, _number(values["iqm"]["n"], "d")])
+            cells.append(Cell(text, sortable(found_here["estimate"]) if found_here else "", "number"))
+        rows.append([*cells, number(values["iqm"]["n"], "d")])
     note = (
         f"P(better): probability that a lineage is better than one of {material.sweep.reference}, averaged over tasks. "
         "Intervals: trimmed-mean t (IQM), t (optimality gap), jackknife t (P); a bootstrap from 20 lineages on."
@@ -264,14 +235,14 @@ def _levels_table(material: Material) -> Table:
                 Cell(row["dataset"], row["dataset"]),
                 Cell(
                     "-" if row["replay_ratio"] is None else f"{row['replay_ratio']:g}",
-                    _sortable(row["replay_ratio"]),
+                    sortable(row["replay_ratio"]),
                     "number",
                 ),
                 Cell(level, order.get(row["level"], -1)),
                 Cell(row["baseline"], row["baseline"], "name"),
-                Cell(with_interval(row, plain), _sortable(row["estimate"]), "number"),
-                _number(row["n"], "d"),
-                _number(row["num_missing"], "d"),
+                Cell(with_interval(row, plain), sortable(row["estimate"]), "number"),
+                number(row["n"], "d"),
+                number(row["num_missing"], "d"),
             ]
         )
     headings = ["data set", "replay ratio", "level", "baseline", "success, 95 % interval", "n", "missing"]
@@ -291,7 +262,7 @@ def _facts_table(material: Material) -> Table:
                 Cell(dataset, dataset),
                 Cell(level, place),
                 Cell(_lag_words(here)),
-                _number(here["lineage"].n_unique(), "d"),
+                number(here["lineage"].n_unique(), "d"),
             ]
             for metric in shown:
                 values = here.filter(pl.col("metric") == metric)["value"]
@@ -325,10 +296,10 @@ def _ratio_table(material: Material) -> Table:
         [
             Cell(row["dataset"], row["dataset"]),
             Cell(row["level"], row["level"]),
-            _number(row["replay_ratio"], "g"),
+            number(row["replay_ratio"], "g"),
             Cell(from_to(row["realised_low"], row["realised_high"]), row["realised_low"], "number"),
             Cell(from_to(row["steps_low"], row["steps_high"]), row["steps_low"], "number"),
-            _number(row["num_runs"], "d"),
+            number(row["num_runs"], "d"),
         ]
         for row in replay_ratios(material.folder).to_dicts()
     ]
