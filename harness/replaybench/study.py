@@ -9,7 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from replaybench.analysis.bias_variance import Estimator, paper_study
-from replaybench.baseline import Baseline, Items, baseline_paths, config_record, evaluate_surrogate, load_baseline
+from replaybench.baseline import (
+    Baseline,
+    Items,
+    baseline_paths,
+    config_record,
+    evaluate_surrogate,
+    gradient_coefficient,
+    load_baseline,
+)
 from replaybench.paths import PRESETS_DIR
 
 Floats = NDArray[np.float64]
@@ -57,6 +65,16 @@ def coefficient_of(baseline: Baseline, config: Any) -> Callable[[Floats, Floats]
         return np.array(scores) / advantage
 
     return coefficient
+
+
+def curve_of(baseline: Baseline, config: Any, dtype: torch.dtype) -> Callable[[Floats, float], Floats]:
+    """Returns c(l) of a baseline at an advantage, for many log-ratios at once, computed in `dtype`."""
+
+    def curve(log_ratio: Floats, advantage: float) -> Floats:
+        values = torch.from_numpy(log_ratio).to(dtype)
+        return np.asarray(gradient_coefficient(baseline, config, values, advantage).double().numpy())
+
+    return curve
 
 
 def gridworld_rows(extra_baselines: tuple[str, ...] = ()) -> list[dict[str, Any]]:

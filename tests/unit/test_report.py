@@ -171,7 +171,7 @@ def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built
     assert numbers == {*"12345679", "10"}, "8, the sensitivity, needs several settings of a baseline"
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {path.stem for path in figures.glob("*.pdf")} == names
-    assert built.index.read_text().count("<svg") == len(names) == 13
+    assert built.index.read_text().count("<svg") == len(names) == 14
 
 
 def test_the_page_needs_no_other_address(built: Built) -> None:

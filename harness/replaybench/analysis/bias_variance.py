@@ -106,6 +106,21 @@ def exact_moments(
         ContractError: Shapes differ, or a probability is not positive.
         NumericalError: The estimator is not finite for an action.
     """
+    estimate_K = _estimates(target_K, behaviour_K, advantage_K, coefficient, action_index)
+    mean = float(behaviour_K @ estimate_K)
+    return Moments(mean, float(behaviour_K @ (estimate_K - mean) ** 2))
+
+
+def sample_values(cell: StudyCell, coefficient: Coefficient) -> tuple[Floats, float]:
+    """Returns g(a) of every action [K] in a cell, and the gradient entry that it estimates."""
+    parts = (cell.target_K, cell.behaviour_K, cell.advantage_K)
+    exact = exact_moments(*parts, _importance_sampling, cell.action_index).mean
+    return _estimates(*parts, coefficient, cell.action_index), exact
+
+
+def _estimates(
+    target_K: Floats, behaviour_K: Floats, advantage_K: Floats, coefficient: Coefficient, action_index: int
+) -> Floats:
     if not target_K.shape == behaviour_K.shape == advantage_K.shape:
         shapes = (target_K.shape, behaviour_K.shape, advantage_K.shape)
         raise ContractError(f"target, behaviour, advantage have shapes {shapes}, expected [K] each.")
@@ -116,8 +131,7 @@ def exact_moments(
     estimate_K = coefficient(log_ratio_K, advantage_K) * advantage_K * score_K
     if not np.isfinite(estimate_K).all():
         raise NumericalError(f"The estimator is not finite: {estimate_K} at log-ratios {log_ratio_K}.")
-    mean = float(behaviour_K @ estimate_K)
-    return Moments(mean, float(behaviour_K @ (estimate_K - mean) ** 2))
+    return np.asarray(estimate_K, np.float64)
 
 
 def paper_study(estimators: Sequence[Estimator], ns: Sequence[int] = NUM_SAMPLES) -> list[StudyRow]:

@@ -29,6 +29,7 @@ from replaybench.plots.success import (
     success_by_level,
     success_by_width,
 )
+from replaybench.plots.theory import concentration, gradient_left, peaks
 from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
 from replaybench.plots.weights import (
     bias_variance,
@@ -50,16 +51,19 @@ __all__ = [
     "Style",
     "add_note",
     "bias_variance",
+    "concentration",
     "dataset_handles",
     "difference_forest",
     "distances",
     "finish",
+    "gradient_left",
     "inline_svg",
     "level_measure",
     "linear_near_zero",
     "log_where_positive",
     "metric_over_updates",
     "panels",
+    "peaks",
     "profiles",
     "relative_error",
     "render",

@@ -16,6 +16,7 @@ from replaybench.report.efficiency import draw_efficiency
 from replaybench.report.gridworld import draw_study
 from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.report.sensitivity import draw_sensitivity
+from replaybench.report.theory import draw_theory
 from replaybench.report.weights import draw_gallery, draw_weights
 from replaybench.report.words import counted, from_to, mean_fact, short
 from replaybench.results import curves, lineage_intervals, lineage_means
@@ -52,7 +53,7 @@ def draw(material: Material) -> list[Drawing]:
     drawings = [draw_success(material), draw_differences(material)]
     drawings += draw_diagnostics(material) + draw_distances(material)
     drawings += [*draw_weights(material), draw_gallery()]
-    drawings += [draw_bias_variance(material), draw_study(material)]
+    drawings += [draw_bias_variance(material), draw_study(material), draw_theory()]
     drawings += [*draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
     return drawings + draw_efficiency(material)
 

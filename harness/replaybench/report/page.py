@@ -10,6 +10,7 @@ from replaybench.report.drawing import ShownFigure
 from replaybench.report.efficiency import literature_sentence
 from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.material import Material, first_runs
+from replaybench.report.theory import measured_theory, theory_words
 from replaybench.report.verdict import conclusion
 from replaybench.report.words import plain, pooled
 
@@ -43,6 +44,7 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
         tables=tables,
         study=study_words(gridworld_study()),
+        theory=theory_words(measured_theory()),
         unread=material.facts.unread,
     )
 
