@@ -1,6 +1,6 @@
 # make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
-# make bench   ratios of speed, measured here
+# make bench   ratios of speed, measured here, to reports/bench.json; ONLY=trainer runs one
 PYTHON  ?= python3.11
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -42,7 +42,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/unit tests/contract
 
 bench: $(STAMP)
-	$(BIN)/python tests/bench/gradient_norms.py
+	$(BIN)/python tests/bench/run.py $(ONLY)
 
 format: $(STAMP)
 	$(BIN)/ruff format harness baselines tests docs

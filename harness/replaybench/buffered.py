@@ -39,39 +39,40 @@ def train_buffered(spec: RunSpec, log: Log) -> RunResult:
     if spec.level is None:
         measure(spec, policy, world, rows, 0, device)
         return RunResult(rows, policy)
-    buffer, collector = Buffer(settings.capacity), new_collector(spec, log)
-    batch_rng = numpy_generator(log_stream(spec), "minibatches")
-    learner: Learner | None = None
     collected: list[Episode] = []
-    for iteration in range(settings.iterations):
-        version = learner.num_updates if learner else 0
-        pieces = collector.collect(
-            policy_actor(policy, device), settings.collect_steps // settings.environments, version
-        )
-        buffer.add(pieces)
+    for number, (learner, pieces) in enumerate(iterations(spec, log, policy, rows), start=1):
         if settings.keep_log:
             collected += pieces
+        done = learner.num_updates
+        is_last = number == settings.iterations
+        if is_last or (spec.evaluate.every and crosses(done, settings.policy_updates, spec.evaluate.every)):
+            rows.add(done, "env_steps", number * settings.collect_steps)
+            measure(spec, policy, world, rows, done, device)
+    steps = settings.iterations * settings.collect_steps
+    rows.add(done, "replay_steps", steps)
+    for name, updates in (("realised", settings.policy_updates), ("value", settings.value_updates)):
+        rows.add(done, f"replay_ratio_{name}", settings.iterations * updates * spec.train.batch_size / steps)
+    distance_rows(rows, done, policy, start, learner.replay)
+    return RunResult(rows, policy, collected)
+
+
+def iterations(spec: RunSpec, log: Log, policy: Policy, rows: Rows) -> Iterator[tuple[Learner, list[Episode]]]:
+    """Collects and learns; yields the learner and what was collected after each iteration."""
+    settings, device = spec.buffered, choose_device(spec.train.device)
+    assert settings is not None
+    buffer, collector = Buffer(settings.capacity), new_collector(spec, log)
+    actor, batch_rng = policy_actor(policy, device), numpy_generator(log_stream(spec), "minibatches")
+    learner: Learner | None = None
+    for _ in range(settings.iterations):
+        version = learner.num_updates if learner else 0
+        pieces = collector.collect(actor, settings.collect_steps // settings.environments, version)
+        buffer.add(pieces)
         if learner is None:
             learner = new_learner(spec, policy, buffer, device)
         else:
             learner.replay = buffer.replay(device)
         learn(spec, learner, rows, batch_rng)
-        done = learner.num_updates
-        is_last = iteration == settings.iterations - 1
-        if is_last or (spec.evaluate.every and crosses(done, settings.policy_updates, spec.evaluate.every)):
-            rows.add(done, "env_steps", (iteration + 1) * settings.collect_steps)
-            measure(spec, policy, world, rows, done, device)
-    assert learner is not None
-    steps = settings.iterations * settings.collect_steps
-    rows.add(learner.num_updates, "replay_steps", steps)
-    for name, updates in (("realised", settings.policy_updates), ("value", settings.value_updates)):
-        rows.add(
-            learner.num_updates,
-            f"replay_ratio_{name}",
-            settings.iterations * updates * spec.train.batch_size / steps,
-        )
-    distance_rows(rows, learner.num_updates, policy, start, learner.replay)
-    return RunResult(rows, policy, collected)
+        yield learner, pieces
 
 
 def learn(spec: RunSpec, learner: Learner, rows: Rows, rng: np.random.Generator) -> None:
@@ -81,11 +82,13 @@ def learn(spec: RunSpec, learner: Learner, rows: Rows, rng: np.random.Generator)
     total = settings.iterations * settings.policy_updates
     used = made = 0
     for index in learner.batches(settings.sample_rounds, rng):
+        features: torch.Tensor | None = None
         for reuse in range(settings.reuse):
             rows.learning.count += len(index)
             if reuse % settings.actor_every:
                 with rows.learning.running():
-                    learner.value_step(index)
+                    features = learner.value_features(index) if features is None else features
+                    learner.value_step(index, features)
                 continue
             if settings.rate_decay == "cosine":
                 learner.scale_rates(0.5 * (1 + math.cos(math.pi * learner.num_updates / total)))
@@ -93,6 +96,7 @@ def learn(spec: RunSpec, learner: Learner, rows: Rows, rng: np.random.Generator)
             with rows.learning.running():
                 learner.refresh_if_due(made, used, len(index))
                 step = learner.policy_step(index, 1 / math.sqrt(reuse + 1))
+                features = None
             made, used = made + 1, used + len(index)
             if learner.num_updates % spec.train.log_every == 1 or spec.train.log_every == 1:
                 staleness_rows(rows, learner.num_updates, lag_updates)

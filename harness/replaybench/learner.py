@@ -16,7 +16,7 @@ from replaybench.estimators import NEEDS as ESTIMATOR_NEEDS
 from replaybench.estimators import Columns, Estimator, Parameters, find_estimator
 from replaybench.maths.advantages import Advantages
 from replaybench.maths.ratios import categorical_kl, token_log_prob
-from replaybench.policy import ActionValuePolicy, Policy
+from replaybench.policy import ActionValuePolicy, Policy, ValueHeadPolicy
 from replaybench.replay import (
     Replay,
     comparable_episodes,
@@ -81,6 +81,7 @@ class Learner:
                 {"params": policy.value_parameters(), "lr": settings.value_learning_rate},
             ],
             weight_decay=0.0,
+            fused=settings.fused_optimiser or None,
         )
 
     def scale_rates(self, factor: float) -> None:
@@ -137,11 +138,25 @@ class Learner:
         """Returns policy lag in updates of these decisions to the policy as it is, [B]."""
         return lags(self.replay, self.start_version)[index] + self.num_updates
 
-    def value_step(self, index: Tensor) -> float:
-        """Fits the value head alone on one minibatch; returns the loss."""
+    def value_features(self, index: Tensor) -> Tensor | None:
+        """Returns what the value head reads of a minibatch until the policy moves, or None if it reads all there is."""
+        if self.fits_action_values or not isinstance(self.policy, ValueHeadPolicy):
+            return None
+        return self.policy.value_features(self._observations(index))
+
+    def value_step(self, index: Tensor, features: Tensor | None = None) -> float:
+        """Fits the value head alone on one minibatch; returns the loss.
+
+        Args:
+            features: Of `value_features`, so that they are not computed again.
+        """
         self.optimiser.zero_grad(set_to_none=True)
-        observations = self._observations(index)
-        predicted_B = self._action_value(index) if self.fits_action_values else self.policy.value(observations)
+        if self.fits_action_values:
+            predicted_B = self._action_value(index)
+        elif features is not None and isinstance(self.policy, ValueHeadPolicy):
+            predicted_B = self.policy.value_of(features)
+        else:
+            predicted_B = self.policy.value(self._observations(index))
         loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
         loss.backward()
         self.optimiser.step()

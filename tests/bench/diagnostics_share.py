@@ -1,9 +1,8 @@
 """What logging a run's diagnostics costs, as a share of the training time of the default sweep.
 
-python tests/bench/diagnostics_share.py
+python tests/bench/run.py diagnostics_share
 """
 
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -81,9 +80,3 @@ def ratios() -> Iterator[Ratio]:
     )
     # The first round pays for what is loaded once.
     yield Ratio("diagnostics_share", samples[1:], "of the training time", note)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for ratio in ratios():
-        print(f"{ratio.name}: {statistics.median(ratio.samples):.3f} {ratio.unit} ({ratio.note})")

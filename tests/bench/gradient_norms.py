@@ -1,13 +1,13 @@
 """Times the norms of 512 items' gradients against a loop of backward passes, on the Meta-World policy.
 
-python tests/bench/gradient_norms.py
+python tests/bench/run.py gradient_norms
 """
 
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 import torch
+from ratio import Ratio, in_turn
 from torch import Tensor
 
 from replaybench.gradients import GradientMeter
@@ -16,22 +16,12 @@ from replaybench.policy.mlp import MLPPolicy
 from replaybench.seeding import torch_generator
 
 BATCH = 512
-REPEATS = 5
+ROUNDS = 5
 SIZES = {
     "default sweep": {"num_bins": 32, "hidden": 128, "value_hidden": 128},
     "published trainer": {"num_bins": 256, "hidden": 512, "value_hidden": 256},
 }
 Inputs = tuple[Tensor, Tensor, Tensor]
-
-
-def fastest(action: Callable[[], object], repeats: int) -> float:
-    """Returns the shortest of several times, in milliseconds: other work on the machine only ever adds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
 
 
 def gradient(policy: MLPPolicy, inputs: Inputs) -> list[Tensor]:
@@ -52,9 +42,9 @@ def squared_norms(meter: GradientMeter, inputs: Inputs) -> Tensor:
     return meter.measure(observations, units, lambda x: (score * token_log_prob(x, actions)).sum()).squared_norm
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    for name, sizes in SIZES.items():
+def ratios() -> Iterator[Ratio]:
+    """Yields the time of the loop over that of the norms, at two sizes of the policy."""
+    for label, sizes in SIZES.items():
         generator = torch_generator("bench")
         policy = MLPPolicy(observation_size=39, num_action_tokens=4, generator=generator, **sizes)
         inputs = (
@@ -65,12 +55,7 @@ def main() -> None:
         meter = GradientMeter(policy)
         expected = loop_squared_norms(policy, inputs).double()
         error = float(((squared_norms(meter, inputs) - expected) / expected).abs().max())
-        loop = fastest(partial(loop_squared_norms, policy, inputs), 2)
-        once = fastest(partial(squared_norms, meter, inputs), REPEATS)
-        plain = fastest(partial(gradient, policy, inputs), REPEATS)
-        print(f"{name}: loop {loop:.0f} ms, norms {once:.1f} ms, one backward pass {plain:.1f} ms")
-        print(f"{name}: {loop / once:.0f} times faster than the loop, largest relative error {error:.0e}")
-
-
-if __name__ == "__main__":
-    main()
+        loop, ours = partial(loop_squared_norms, policy, inputs), partial(squared_norms, meter, inputs)
+        note = f"{label}, {BATCH} items, largest relative error {error:.0e}"
+        name = "gradient_norms_vs_loop" if label == "default sweep" else f"gradient_norms_vs_loop_{label.split()[0]}"
+        yield Ratio(name, in_turn(loop, ours, ROUNDS), "times faster than a backward pass an item", note)

@@ -57,6 +57,18 @@ class ActionValuePolicy(Protocol):
     def action_values(self, observations: Tensor) -> Tensor: ...
 
 
+@runtime_checkable
+class ValueHeadPolicy(Protocol):
+    """A policy whose value head reads features that no gradient of the value reaches.
+
+    `value(observations)` is `value_of(value_features(observations))`; the features stay as they are while only the
+    value head is trained.
+    """
+
+    def value_features(self, observations: Tensor) -> Tensor: ...
+    def value_of(self, features: Tensor) -> Tensor: ...
+
+
 def has_action_values(kind: str) -> bool:
     """Returns whether policies of this kind estimate action values."""
     return hasattr(load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP), "action_values")

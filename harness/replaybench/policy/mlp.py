@@ -89,7 +89,14 @@ class MLPPolicy(nn.Module):
         return PolicyOutput(logits_BAK, self.value_head(features.detach()).squeeze(-1))
 
     def value(self, observations: Tensor) -> Tensor:
-        value: Tensor = self.value_head(self._encode(observations).detach()).squeeze(-1)
+        return self.value_of(self.value_features(observations))
+
+    def value_features(self, observations: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._encode(observations)
+
+    def value_of(self, features: Tensor) -> Tensor:
+        value: Tensor = self.value_head(features).squeeze(-1)
         return value
 
     def policy_parameters(self) -> list[nn.Parameter]:
