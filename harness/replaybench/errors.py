@@ -20,6 +20,12 @@ class DataError(ReplayBenchError):
     exit_code = 3
 
 
+class DiskError(DataError):
+    """A file could not be written. It stops a sweep, whose unwritten runs stay due, rather than failing a run."""
+
+    exit_code = 1
+
+
 class ContractError(ReplayBenchError):
     """A baseline, policy or suite breaks its contract."""
 

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-from replaybench.errors import ReplayBenchError
+from replaybench.errors import DiskError, ReplayBenchError
 
 MAX_DEATHS = 3
 ORPHAN_CHECK_S = 1.0
@@ -40,6 +40,9 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
 
     A worker that dies takes the running jobs with it. They are then run one at a time, so that only the one that kills
     its worker is charged with it; that one is given up after three deaths.
+
+    Raises:
+        DiskError: A job could not write what it made; what had ended before is yielded first.
     """
     waiting, suspects = list(jobs)[::-1], list[Job]()
     deaths = {job.name: 0 for job in jobs}
@@ -106,6 +109,9 @@ def _die_with(driver: int) -> None:
 def _guarded(work: Work, payload: str) -> tuple[str, tuple[str, str] | None]:
     try:
         return work(payload), None
+    except DiskError:
+        # Not the job's fault, and every other job would meet it: the driver stops.
+        raise
     except ReplayBenchError as error:
         return "", (f"{type(error).__name__}: {error}", traceback.format_exc())
     except Exception as error:

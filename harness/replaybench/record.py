@@ -9,18 +9,17 @@
 <out>/.lock                            held by the driver through the operating system, gone with its process
 """
 
-import fcntl
 import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaybench.errors import ConfigError, DataError
 from replaybench.spec import RunSpec
-from replaybench.store.files import TEMPORARY, atomic_write, write_error
+from replaybench.store.files import TEMPORARY, atomic_write, locked
 
 if TYPE_CHECKING:
     from replaybench.diagnostics import Rows
@@ -42,14 +41,9 @@ class SweepFolder:
         Raises:
             ConfigError: Another process is sweeping into it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("w", encoding="utf-8")
-        except OSError as error:
-            raise write_error(self.path, error) from error
-        with file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked(self.path / ".lock", wait=False))
             except BlockingIOError as error:
                 raise ConfigError(
                     f"{self.path}: another sweep is running in this folder. Wait for it, or choose another --out."

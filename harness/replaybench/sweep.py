@@ -19,6 +19,7 @@ from replaybench.record import SweepFolder, missing_runs
 from replaybench.spec import RunSpec
 from replaybench.store import open_log, read_card
 from replaybench.store.card import FILE_NAME
+from replaybench.store.files import locked
 from replaybench.train import train
 
 Listener = Callable[["Progress"], None]
@@ -49,6 +50,8 @@ class Outcome(NamedTuple):
 def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, command: str, listen: Listener) -> None:
     """Makes every missing lineage of recipes; folders made elsewhere must be complete.
 
+    A lineage that another process is making is waited for.
+
     Raises:
         DataError: A log folder is missing or belongs to another recipe.
         RunFailed: A lineage could not be made; the others are kept.
@@ -58,7 +61,8 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
         for source in sources:
             folder = lineage_folder(source.folder, lineage)
             if (folder / FILE_NAME).exists():
-                _check_recipe(source, folder)
+                if source.recipe is not None:
+                    _check_recipe(source.recipe, folder)
             elif source.recipe is None:
                 raise DataError(
                     f"{folder}: there is no log of lineage {lineage}. Write it there, or leave the lineage out."
@@ -83,10 +87,10 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
         raise RunFailed("\n".join(failures))
 
 
-def _check_recipe(source: Source, folder: Path) -> None:
-    if source.recipe is not None and read_card(folder).recipe_sha256 != source.recipe.digest():
+def _check_recipe(recipe: Recipe, folder: Path) -> None:
+    if read_card(folder).recipe_sha256 != recipe.digest():
         raise DataError(
-            f"{folder}: was made by another version of recipe '{source.name}'. Remove the folder to make it again, "
+            f"{folder}: was made by another version of recipe '{recipe.name}'. Remove the folder to make it again, "
             "or choose another --data folder."
         )
 
@@ -94,9 +98,15 @@ def _check_recipe(source: Source, folder: Path) -> None:
 def _make_lineage_job(payload: str) -> str:
     job = json.loads(payload)
     folder = Path(job["folder"])
-    # Without a card these are the remains of an interrupted attempt.
-    shutil.rmtree(folder, ignore_errors=True)
-    make_lineage(Recipe.model_validate(job["recipe"]), job["lineage"], folder, job["command"], lambda line: None)
+    recipe = Recipe.model_validate(job["recipe"])
+    with locked(folder.with_name(f".{folder.name}.lock")):
+        if (folder / FILE_NAME).exists():
+            # Another sweep made it while this one waited.
+            _check_recipe(recipe, folder)
+        else:
+            # Without a card these are the remains of an interrupted attempt.
+            shutil.rmtree(folder, ignore_errors=True)
+            make_lineage(recipe, job["lineage"], folder, job["command"], lambda line: None)
     return ""
 
 
@@ -117,7 +127,11 @@ def claim(folder: SweepFolder, spec: SweepSpec, found: list[Source]) -> list[Run
 
 
 def run_sweep(folder: SweepFolder, due: Sequence[RunSpec], workers: int, listen: Listener) -> Outcome:
-    """Runs what is due and records each result or failure; a failed run does not stop the others."""
+    """Runs what is due and records each result or failure; a failed run does not stop the others.
+
+    Raises:
+        DiskError: A result or failure could not be written. Its run stays due.
+    """
     jobs = [Job(run.run_id(), run.model_dump_json()) for run in due]
     specs = {job.name: run for job, run in zip(jobs, due, strict=True)}
     failed = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from replaybench.errors import DataError
+from replaybench.errors import DataError, DiskError
 from replaybench.executor import MAX_DEATHS, Done, Job, run_jobs
 
 ORPHAN_LIMIT_S = 5.0
@@ -23,6 +23,8 @@ def work(payload: str) -> str:
         raise ZeroDivisionError(rest)
     if verb == "refuse":
         raise DataError(rest)
+    if verb == "full":
+        raise DiskError(rest)
     if verb in ("die", "die-once"):
         marks = Path(rest)
         attempts = len(list(marks.parent.glob(f"{marks.name}*")))
@@ -51,6 +53,15 @@ def ended(*payloads: str, workers: int = 2) -> dict[str, Done]:
 def test_no_jobs_start_no_workers() -> None:
     """Nothing to do yields nothing."""
     assert list(run_jobs(work, [], 2)) == []
+
+
+@pytest.mark.slow
+def test_a_disk_that_refuses_stops_the_jobs_and_is_charged_to_none() -> None:
+    """What ended before is yielded, then the driver gets the worker's error."""
+    ending = run_jobs(work, jobs_of("a", "full rows.parquet", "b"), 1)
+    assert next(ending).result == "A"
+    with pytest.raises(DiskError, match=r"rows\.parquet"):
+        next(ending)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Carrying out a sweep: data are made or checked, missing runs are run, and a resumed sweep is a whole one."""
 
 import json
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,20 @@ from replaybench.plan import Source, SweepSpec, sources
 from replaybench.recipe import load_recipe
 from replaybench.record import SweepFolder
 from replaybench.spec import RunSpec
-from replaybench.store import verify
-from replaybench.sweep import Outcome, Progress, claim, due_runs, iterate_status, make_data, retry_failed, run_sweep
+from replaybench.store import card_digest, read_card, verify
+from replaybench.store.card import write_card
+from replaybench.store.files import locked
+from replaybench.sweep import (
+    Outcome,
+    Progress,
+    _make_lineage_job,
+    claim,
+    due_runs,
+    iterate_status,
+    make_data,
+    retry_failed,
+    run_sweep,
+)
 
 ToySweep = Callable[..., SweepSpec]
 RAISES = '''"""Fails on purpose. No arXiv id: a test. Differs: always."""
@@ -153,6 +167,28 @@ def test_missing_lineages_are_made_and_complete_ones_left_alone(tmp_path: Path) 
     changed = source._replace(recipe=recipe.model_copy(update={"max_steps": 41}))
     with pytest.raises(DataError, match="another version of recipe 'gridworld-5x5'"):
         make_data([changed], [0], 1, "a command", silent)
+
+
+@pytest.mark.slow
+def test_a_lineage_that_another_sweep_is_making_is_waited_for_and_kept(toy_data: Path, tmp_path: Path) -> None:
+    """Its unfinished folder is left alone, and what it finished is used."""
+    recipe = load_recipe("gridworld-5x5")
+    folder = tmp_path / "lineage-000"
+    payload = {"recipe": recipe.model_dump(), "lineage": 0, "folder": str(folder), "command": "the second"}
+    second = threading.Thread(target=_make_lineage_job, args=(json.dumps(payload),))
+    with locked(tmp_path / ".lineage-000.lock"):
+        unfinished = shutil.copytree(
+            toy_data / "toy" / "lineage-000", folder, ignore=shutil.ignore_patterns("card.toml")
+        )
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        assert list(unfinished.rglob("*.arrow"))
+        card = read_card(toy_data / "toy" / "lineage-000")
+        write_card(folder, card.model_copy(update={"recipe_sha256": recipe.digest()}))
+        digest = card_digest(folder)
+    second.join()
+    assert card_digest(folder) == digest
 
 
 @pytest.mark.slow

@@ -1,13 +1,14 @@
 """Writes files so that a name never stands for half a file, and says in plain words why a disk refused."""
 
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from replaybench.errors import DataError
+from replaybench.errors import DataError, DiskError
 
 ADVICE = {
     errno.ENOSPC: "The disk is full: free some space or choose another folder.",
@@ -31,7 +32,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     Missing folders are made. The temporary name keeps the suffix, from which some libraries tell the format.
 
     Raises:
-        DataError: The disk refused; nothing is left behind and an older file at `path` stays as it was.
+        DiskError: The disk refused; nothing is left behind and an older file at `path` stays as it was.
     """
     path = Path(path)
     temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{os.urandom(4).hex()}-{path.name}")
@@ -48,6 +49,27 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock file for this process, through the operating system: it is gone with the process.
+
+    Args:
+        wait: Whether to wait for another process that holds it.
+
+    Raises:
+        BlockingIOError: Another process holds it, and `wait` is false.
+        DiskError: The file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise write_error(path, error) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def _sync(path: Path) -> None:
     # Without this a crash of the machine may leave the new name with old or no content.
     descriptor = os.open(path, os.O_RDONLY)
@@ -57,10 +79,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_error(path: Path, error: OSError) -> DataError:
+def write_error(path: Path, error: OSError) -> DiskError:
     """Returns the error for a file that could not be written, with what to do about it."""
     advice = ADVICE.get(error.errno or 0, "Check the disk and the folder.")
-    return DataError(f"{path}: cannot be written ({error}). {advice}")
+    return DiskError(f"{path}: cannot be written ({error}). {advice} Then run the same command again.")
 
 
 def sha256_file(path: Path | str) -> str:
