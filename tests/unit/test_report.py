@@ -13,6 +13,7 @@ from replaybench.analysis.bias_variance import widest_cell
 from replaybench.analysis.compare import paired_differences
 from replaybench.record import SweepFolder
 from replaybench.report import Built, build_report
+from replaybench.report.distances import distance_means, walk_words
 from replaybench.report.material import gather
 from replaybench.report.tables import glance_table, provenance_frame
 from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, verdict_text
@@ -171,7 +172,7 @@ def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built
     assert numbers == {*"12345679", "10"}, "8, the sensitivity, needs several settings of a baseline"
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {path.stem for path in figures.glob("*.pdf")} == names
-    assert built.index.read_text().count("<svg") == len(names) == 14
+    assert built.index.read_text().count("<svg") == len(names) == 15
 
 
 def test_the_page_needs_no_other_address(built: Built) -> None:
@@ -261,3 +262,19 @@ def test_a_sweep_along_knobs_gets_the_sensitivity_section(tmp_path: Path) -> Non
     for row in matched.to_dicts():
         key = ("gipo (sigma=0.15485)", row["level"], row["replay_ratio"])
         assert row["estimate"] == pytest.approx(by_label[key], abs=1e-12)
+
+
+def test_distances_are_means_over_lineages_and_data_sets(folder: SweepFolder) -> None:
+    """By hand: .1 + .01 lineage averages .11 from the start, .2 + .01 lineage .21 to the log."""
+    means = distance_means(gather(folder))
+    assert means["end_kl_start"].to_list() == pytest.approx([0.11] * len(means))
+    assert means["end_kl_k3_behaviour"].to_list() == pytest.approx([0.21] * len(means))
+    assert means["n"].unique().to_list() == [6]
+
+
+def test_words_on_the_walk_name_every_off_policy_cell(folder: SweepFolder) -> None:
+    """Only the stale level is off-policy, at two replay ratios: one sentence for both and one each."""
+    words = walk_words(gather(folder))
+    assert words[0].startswith("On 2 off-policy cells ppo_clip ends nearest of all to the log in")
+    assert [sentence.split(":")[0] for sentence in words[1:]] == ["stale at replay ratio 1", "stale at replay ratio 8"]
+    assert "to 0.21 (the others end at 0.21 to 0.21)" in words[1]

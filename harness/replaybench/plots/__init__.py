@@ -30,7 +30,7 @@ from replaybench.plots.success import (
     success_by_width,
 )
 from replaybench.plots.theory import concentration, gradient_left, peaks
-from replaybench.plots.training import distances, metric_over_updates, zoom_to_values
+from replaybench.plots.training import along_knob, distances, metric_over_updates, zoom_to_values
 from replaybench.plots.weights import (
     bias_variance,
     linear_near_zero,
@@ -50,6 +50,7 @@ __all__ = [
     "Rendered",
     "Style",
     "add_note",
+    "along_knob",
     "bias_variance",
     "concentration",
     "dataset_handles",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 from matplotlib.axes import Axes
 
-from replaybench.plots.style import LINEAGE_DOT, MEAN, Look
+from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style
 
 
 def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -38,6 +38,28 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         dots = arm.filter((pl.col("kind") == LINEAGE_DOT) & (pl.col("update") == means["update"].max()))
         axes.plot(dots["update"], dots["value"], ".", color=style.colour, markersize=3.5, alpha=0.6, clip_on=False)
     axes.margins(x=0.03)
+    return axes
+
+
+def along_knob(axes: Axes, table: pl.DataFrame, style: Style, series: str) -> Axes:
+    """Draws a value along a knob, one line a series; what may be best is filled.
+
+    Args:
+        table: knob_value, estimate, may_be_best, and `series`.
+    """
+    for number, (name, rows) in enumerate(table.group_by(series, maintain_order=True)):
+        ordered = rows.sort("knob_value")
+        line = LINES[number % len(LINES)]
+        axes.plot(ordered["knob_value"], ordered["estimate"], color=style.colour, linestyle=line, linewidth=1.2)
+        # A dense curve shows its optimum only, a few settings each with a mark.
+        is_dense = len(ordered) > 20
+        marked = ordered.filter("may_be_best") if is_dense else ordered
+        for value, estimate, is_plausible in marked.select("knob_value", "estimate", "may_be_best").iter_rows():
+            face = style.colour if is_plausible else "white"
+            axes.plot([value], [estimate], marker="o", markersize=4.5, color=style.colour, markerfacecolor=face)
+        axes.plot([], [], color=style.colour, linestyle=line, label=str(name[0]))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return axes
 
 

@@ -14,6 +14,7 @@ from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
 from replaybench.report.efficiency import draw_efficiency
 from replaybench.report.gridworld import draw_study
+from replaybench.report.knobs import draw_knobs
 from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.report.sensitivity import draw_sensitivity
 from replaybench.report.theory import draw_theory
@@ -55,7 +56,7 @@ def draw(material: Material) -> list[Drawing]:
     drawings += [*draw_weights(material), draw_gallery()]
     drawings += [draw_bias_variance(material), draw_study(material), draw_theory()]
     drawings += [*draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
-    return drawings + draw_efficiency(material)
+    return [*drawings, *draw_knobs(material), *draw_efficiency(material)]
 
 
 def draw_success(material: Material) -> Drawing:

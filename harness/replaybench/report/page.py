@@ -6,9 +6,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from replaybench.paths import TEMPLATE
 from replaybench.report.cells import Table
+from replaybench.report.distances import walk_words
 from replaybench.report.drawing import ShownFigure
 from replaybench.report.efficiency import literature_sentence
 from replaybench.report.gridworld import gridworld_study, study_words
+from replaybench.report.knobs import knob_words
 from replaybench.report.material import Material, first_runs
 from replaybench.report.theory import measured_theory, theory_words
 from replaybench.report.verdict import conclusion
@@ -44,6 +46,8 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
         tables=tables,
         study=study_words(gridworld_study()),
+        knobs=knob_words(),
+        walk=walk_words(material),
         theory=theory_words(measured_theory()),
         unread=material.facts.unread,
     )

@@ -10,9 +10,11 @@ from replaybench.analysis.compare import POOLED, UNRESOLVED
 from replaybench.provenance import checkout_commit
 from replaybench.report.aggregates import aggregate_frame
 from replaybench.report.cells import Cell, Table, number, sortable, verdict_cell
+from replaybench.report.distances import distance_means, distances_table
 from replaybench.report.efficiency import efficiency_frames, efficiency_tables
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.gridworld import study_frames
+from replaybench.report.knobs import distance_table, knob_frames, optimum_table
 from replaybench.report.material import Material, first_runs, loaded_baseline
 from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
@@ -35,6 +37,8 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         **comparison_frames(material),
         "aggregates": aggregate_frame(material),
         **study_frames(),
+        **knob_frames(material),
+        "distances": distance_means(material),
         **efficiency_frames(material),
     }
 
@@ -121,6 +125,9 @@ def page_tables(material: Material) -> dict[str, Table]:
         *_sensitivity_tables(material),
         _aggregates_table(material),
         _study_table(),
+        optimum_table(material),
+        distance_table(material),
+        distances_table(material),
         *efficiency_tables(material),
     ]
     return {table.name: table for table in tables}
