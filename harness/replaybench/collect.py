@@ -51,7 +51,7 @@ def make_lineage(recipe: Recipe, lineage: int, folder: Path, command: str, repor
     family = breeder.grow()
     levels = _log_levels(breeder, family)
     measured = _measure_levels(breeder, family, levels)
-    behaviours = {version for level in levels.values() for version in _versions(level)}
+    kept = {family.start.version, family.warm_start.version}.union(*map(_versions, levels.values()))
     with ShardWriter(
         folder,
         card=_card(recipe, lineage, family, levels, measured, world, command),
@@ -59,7 +59,7 @@ def make_lineage(recipe: Recipe, lineage: int, folder: Path, command: str, repor
         episodes_per_shard=recipe.episodes_per_shard,
     ) as writer:
         for checkpoint in family.checkpoints:
-            if checkpoint is family.start or checkpoint is family.checkpoints[0] or checkpoint.version in behaviours:
+            if checkpoint.version in kept:
                 writer.add_checkpoint(_name(checkpoint), checkpoint.version, checkpoint.weights)
         for name, level in levels.items():
             for episode in level.episodes:
@@ -185,7 +185,7 @@ def _measure_levels(breeder: Breeder, family: Family, levels: dict[str, LoggedLe
     per_episode: dict[str, np.ndarray[Any, Any]] = {}
     measured: dict[str, dict[str, Any]] = {}
     for name, level in levels.items():
-        replay = pack(level.episodes, CPU)
+        replay = pack(level.episodes, breeder.device)
         kl_N = _exact_kl(start, replay)
         boundaries = np.flatnonzero(replay.ends)[:-1] + 1
         per_episode[name] = np.array([part.mean() for part in np.split(kl_N, boundaries)])
@@ -216,7 +216,7 @@ def _exact_kl(start: Policy, replay: Replay) -> np.ndarray[Any, Any]:
     assert replay.mu_logits is not None
     with torch.no_grad():
         logits = torch.cat([start(replay.observations[rows]).logits_BAK for rows in replay.row.split(8192)])
-    return np.asarray(categorical_kl(replay.mu_logits.float(), logits).mean(-1).double().numpy())
+    return np.asarray(categorical_kl(replay.mu_logits.float(), logits).mean(-1).double().cpu().numpy())
 
 
 def _check_apart(where: str, levels: dict[str, LoggedLevel], per_episode: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -5,7 +5,7 @@ only, where all corrections all but coincide, so the logs favour no method.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from replaybench.errors import DataError
 from replaybench.evaluate import World, outcome
 from replaybench.learner import Learner
 from replaybench.policy import Policy, make_policy
-from replaybench.recipe import Recipe, Reinforcement
+from replaybench.recipe import Recipe, Reinforcement, WarmStart
 from replaybench.replay import minibatches, pack
 from replaybench.rollout import Acting, EpisodePlan, goal_plans, policy_actor, rollout
 from replaybench.seeding import numpy_generator, seed_for, torch_generator
 from replaybench.spec import TrainSettings
+from replaybench.train import choose_device
 
 CPU = torch.device("cpu")
 Weights = dict[str, Tensor]
@@ -31,17 +32,17 @@ WARM_START_ATTEMPTS = 4
 
 
 class Checkpoint(NamedTuple):
-    """A policy's weights after `version` optimiser steps of RL."""
+    """A policy's weights after `version` optimiser steps, of RL or, where a recipe counts them, also of cloning."""
 
     version: int
     weights: Weights
 
 
 class Family(NamedTuple):
-    """Main line from the warm start (first) to the start policy (last)."""
+    """Main line: the clones on the way to the warm start, if they count, the warm start, then those of RL."""
 
     checkpoints: list[Checkpoint]
-    warm_start_success: float
+    warm_start: Checkpoint
     learning_rate: float
 
     @property
@@ -60,15 +61,18 @@ class Breeder:
     def __init__(self, recipe: Recipe, lineage: int, world: World, report: Report) -> None:
         self.recipe, self.lineage, self.world, self.report = recipe, lineage, world, report
         self.where = f"dataset '{recipe.name}', lineage {lineage}"
+        self.device = choose_device(recipe.device)
 
     def stream(self, *purpose: object) -> tuple[object, ...]:
         """Returns the name of a random stream of this lineage."""
         return (self.recipe.name, self.lineage, *purpose)
 
-    def new_policy(self) -> Policy:
-        """Returns a policy with this lineage's initial weights."""
-        settings = self.world.suite.policy_settings(self.recipe.task) | self.recipe.policy.settings
-        return make_policy(self.recipe.policy.kind, settings, torch_generator(*self.stream("initialise")))
+    def new_policy(self, **changed: Any) -> Policy:
+        """Returns a policy with this lineage's initial weights, with some settings changed."""
+        settings = self.world.suite.policy_settings(self.recipe.task) | self.recipe.policy.settings | changed
+        policy = make_policy(self.recipe.policy.kind, settings, torch_generator(*self.stream("initialise")))
+        policy.to(self.device)
+        return policy
 
     def restore(self, checkpoint: Checkpoint) -> Policy:
         """Returns a policy with a checkpoint's weights."""
@@ -100,7 +104,11 @@ class Breeder:
     ) -> list[Episode]:
         acting = Acting(max_steps=self.recipe.max_steps, keep_logits=keep_logits)
         return rollout(
-            policy_actor(policy, CPU), self.world.environments, plans, acting, self.world.labels(prefix, version)
+            policy_actor(policy, self.device),
+            self.world.environments,
+            plans,
+            acting,
+            self.world.labels(prefix, version),
         )
 
     def grow(self) -> Family:
@@ -109,37 +117,40 @@ class Breeder:
         Raises:
             DataError: The warm start or the RL did not reach its band of success.
         """
-        policy, warm_success = self._warm_start()
-        warm_start = Checkpoint(0, _weights(policy))
-        rules = self.recipe.reinforcement
-        if rules is None:
-            return Family([warm_start], warm_success, 0.0)
-        for learning_rate in rules.learning_rates:
-            checkpoints = self._climb(warm_start, learning_rate, rules)
+        rules = self.recipe.warm_start
+        clones = [Checkpoint(0, _weights(self.new_policy()))] if rules is None else self._warm_start(rules)
+        warm_start = clones[-1]
+        reinforcement = self.recipe.reinforcement
+        if reinforcement is None:
+            return Family(clones, warm_start, 0.0)
+        for learning_rate in reinforcement.learning_rates:
+            checkpoints = self._climb(warm_start, learning_rate, reinforcement)
             if checkpoints is not None:
-                return Family([warm_start, *checkpoints], warm_success, learning_rate)
+                return Family([*clones, *checkpoints], warm_start, learning_rate)
         raise DataError(
-            f"{self.where}: success is above {rules.success[1]} after {rules.min_updates} updates at every rate "
-            f"of {list(rules.learning_rates)}. Add a lower one, lower min_updates, or choose a harder task."
+            f"{self.where}: success is above {reinforcement.success[1]} after {reinforcement.min_updates} updates "
+            f"at every rate of {list(reinforcement.learning_rates)}. Add a lower one, lower min_updates, or choose a "
+            "harder task."
         )
 
     def _climb(self, warm_start: Checkpoint, learning_rate: float, rules: Reinforcement) -> list[Checkpoint] | None:
         """Returns the checkpoints up to the first one in the band, or None if it was overshot."""
         policy = self.restore(warm_start)
         checkpoints: list[Checkpoint] = []
-        for version in self._reinforce(policy, 0, learning_rate, "main", learning_rate):
+        for version in self._reinforce(policy, warm_start.version, learning_rate, "main", learning_rate):
             checkpoints.append(Checkpoint(version, _weights(policy)))
+            updates = version - warm_start.version
             # Checked only where it could end: a check costs as much as two iterations of learning.
-            if version >= rules.min_updates and len(checkpoints) % rules.check_every == 0:
+            if updates >= rules.min_updates and len(checkpoints) % rules.check_every == 0:
                 success = self.success(policy, rules.check_episodes)
-                self.report(f"{self.where}: {version} updates at {learning_rate:g}, success {success:.2f}")
+                self.report(f"{self.where}: {updates} updates at {learning_rate:g}, success {success:.2f}")
                 if success > rules.success[1]:
                     return None
                 if success >= rules.success[0]:
                     return checkpoints
-            if version >= rules.max_updates:
+            if updates >= rules.max_updates:
                 raise DataError(
-                    f"{self.where}: did not rise: success is still below {rules.success[0]} after {version} updates "
+                    f"{self.where}: did not rise: success is still below {rules.success[0]} after {updates} updates "
                     f"at learning rate {learning_rate:g}. Raise reinforcement.max_updates or the learning rates, start "
                     "from a better warm start, or choose an easier task."
                 )
@@ -155,21 +166,23 @@ class Breeder:
             if version - ancestor.version >= max_updates:
                 return
 
-    def _warm_start(self) -> tuple[Policy, float]:
+    def _warm_start(self, rules: WarmStart) -> list[Checkpoint]:
         """Clones the expert into the band: from more demonstrations where it stays below, in smaller steps if it jumps.
+
+        Returns the warm start, after the clones on the way to it where the recipe counts them.
 
         Raises:
             DataError: No attempt ended in the band.
         """
-        rules = self.recipe.warm_start
         demonstrations, learning_rate = rules.demonstrations, rules.learning_rate
         low, high = rules.success
         outcomes = []
         for _ in range(WARM_START_ATTEMPTS):
-            policy, updates, success = self._clone(demonstrations, learning_rate)
+            clones, success = self._clone(rules, demonstrations, learning_rate)
             if low <= success <= high:
-                self.report(f"{self.where}: warm start of {updates} updates, success {success:.2f}")
-                return policy, success
+                newest = clones[-1]
+                self.report(f"{self.where}: warm start of {newest.version} updates, success {success:.2f}")
+                return clones if rules.counted else [newest._replace(version=0)]
             outcomes.append(f"{success:.2f} from {demonstrations} demonstrations at learning rate {learning_rate:g}")
             if success < low:
                 demonstrations *= 2
@@ -180,26 +193,27 @@ class Breeder:
             "Change warm_start.demonstrations, learning_rate, check_every or max_updates, or choose another task."
         )
 
-    def _clone(self, demonstrations: int, learning_rate: float) -> tuple[Policy, int, float]:
-        """Returns the policy, its updates and its success when it first reaches the band's lower end, or last."""
-        rules = self.recipe.warm_start
-        observations, targets = self._demonstrations(demonstrations)
-        policy = self.new_policy()
+    def _clone(self, rules: WarmStart, demonstrations: int, learning_rate: float) -> tuple[list[Checkpoint], float]:
+        """Returns the clones at every check and the last one's success: the first to reach the band's lower end."""
+        observations, targets = (part.to(self.device) for part in self._demonstrations(demonstrations))
+        policy = self.new_policy(**rules.policy_settings)
         policy.fit_normaliser(observations)
         optimiser = torch.optim.AdamW(policy.policy_parameters(), lr=learning_rate, weight_decay=0.0)
         rng = numpy_generator(*self.stream("clone"))
-        success = 0.0
+        clones, success = [Checkpoint(0, _weights(policy))], 0.0
         for update, index in enumerate(minibatches(len(targets), rules.batch_size, rules.max_updates, rng), start=1):
             log_p_BAK = torch.log_softmax(policy(observations[index]).logits_BAK, dim=-1)
             loss = -(targets[index] * log_p_BAK).sum(-1).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if update % rules.check_every == 0:
+            if update % rules.check_every == 0 or update == rules.max_updates:
+                clones.append(Checkpoint(update, _weights(policy)))
+            if update % rules.check_every == 0 and update >= rules.min_updates:
                 success = self.success(policy, rules.check_episodes)
                 if success >= rules.success[0]:
-                    return policy, update, success
-        return policy, rules.max_updates, success
+                    break
+        return clones, success
 
     def _demonstrations(self, count: int) -> tuple[Tensor, Tensor]:
         """Returns observations [N, ...] of `count` episodes and the expert's distribution over bins there [N, A, K]."""
@@ -233,7 +247,7 @@ class Breeder:
             rng = numpy_generator(*self.stream(*purpose, iteration))
             goals = rng.integers(self.world.suite.num_goals, size=rules.episodes_per_iteration)
             plans = [EpisodePlan((goal_seed, int(goal)), int(rng.integers(2**63))) for goal in goals]
-            replay = pack(self._act(policy, plans, version=version), CPU)
+            replay = pack(self._act(policy, plans, version=version), self.device)
             learner = Learner(policy, baseline, config, replay, settings)
             if optimiser_state is not None:
                 learner.optimiser.load_state_dict(optimiser_state)
@@ -242,10 +256,10 @@ class Breeder:
             for _ in range(passes):
                 learner.refresh_advantages()
                 for index in minibatches(replay.num_steps, rules.batch_size, updates, rng):
-                    learner.value_step(index)
+                    learner.value_step(index.to(self.device))
             learner.refresh_advantages()
             for index in minibatches(replay.num_steps, rules.batch_size, updates, rng):
-                learner.policy_step(index)
+                learner.policy_step(index.to(self.device))
             optimiser_state = learner.optimiser.state_dict()
             version += updates
             iteration += 1
@@ -263,4 +277,4 @@ def _train_settings(rules: Reinforcement, learning_rate: float) -> TrainSettings
 
 
 def _weights(policy: Policy) -> Weights:
-    return {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in policy.state_dict().items()}

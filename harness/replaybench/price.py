@@ -1,4 +1,4 @@
-"""What a sweep costs on this machine, from a short measurement made here and now."""
+"""What a sweep costs: on this machine, from a short measurement, or by arithmetic where the policy is too large."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,14 @@ from replaybench.evaluate import NUM_ENVIRONMENTS, World, evaluate, open_world
 from replaybench.learner import Learner
 from replaybench.lineage import CPU
 from replaybench.plan import Arm, Source, SweepSpec, count_runs, lineage_folder
-from replaybench.policy import Policy, make_policy
+from replaybench.policy import Policy, Workload, make_policy, priced
 from replaybench.replay import minibatches, pack
 from replaybench.rollout import Acting, goal_plans, policy_actor, rollout
 from replaybench.seeding import numpy_generator, torch_generator
 from replaybench.spec import BufferedSettings, EvaluateSettings
 from replaybench.store.card import FILE_NAME, read_card
+from replaybench.suites import make_suite
+from replaybench.train import steps_for
 
 # As many as act at once, so that the batch is as wide as in a run.
 EPISODES = NUM_ENVIRONMENTS
@@ -35,10 +37,11 @@ class Costs(NamedTuple):
 
 
 def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dict[str, Any]]:
-    """Returns the sweep's size and its estimated time in core hours.
+    """Returns the sweep's size and its estimated cost.
 
-    The first dataset's policy is timed on a few updates and a few episodes; the estimate assumes that the other
-    datasets cost the same and that no episode ends before max_steps, so it is an upper bound of the acting.
+    The first dataset's policy is timed on a few updates and a few episodes, or priced by arithmetic where it is too
+    large for that; the estimate assumes that the other datasets cost the same and that no episode ends before
+    max_steps, so it is an upper bound of the acting.
     """
     num_runs = count_runs(spec, all_arms)
     missing = [
@@ -47,12 +50,7 @@ def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dic
         for lineage in spec.lineages
         if not (lineage_folder(source.folder, lineage) / FILE_NAME).exists()
     ]
-    costs = _measure(spec, found[0])
-    if spec.buffered:
-        run_s = float(np.mean([_buffered_seconds(spec, spec.regime(name), costs) for name in spec.regimes]))
-    else:
-        run_s = spec.train.updates * costs.update_s + _evaluation_seconds(spec, spec.train.updates, costs)
-    return [
+    counts: list[dict[str, Any]] = [
         {"quantity": "datasets", "value": ", ".join(source.name for source in found)},
         {"quantity": "arms", "value": len(all_arms)},
         {"quantity": "lineages a dataset", "value": len(spec.lineages)},
@@ -60,12 +58,85 @@ def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dic
         {"quantity": "replay ratios", "value": ", ".join(f"{ratio:g}" for ratio in spec.ratios())},
         {"quantity": "runs", "value": num_runs},
         {"quantity": "lineages to make first", "value": len(missing)},
+    ]
+    setting = _setting(spec, found[0])
+    arithmetic = priced(
+        setting.kind, setting.policy_settings, _run_workload(spec, num_runs), _lineage_workload(found[0], len(missing))
+    )
+    if arithmetic is not None:
+        return [row | {"arithmetic": ""} for row in counts] + arithmetic
+    costs = _measure(spec, setting)
+    if spec.buffered:
+        run_s = float(np.mean([_buffered_seconds(spec, spec.regime(name), costs) for name in spec.regimes]))
+    else:
+        run_s = spec.train.updates * costs.update_s + _evaluation_seconds(spec, spec.train.updates, costs)
+    return [
+        *counts,
         {"quantity": "one update, ms (measured here)", "value": 1e3 * costs.update_s},
         {"quantity": "one update of the value head alone, ms (measured here)", "value": 1e3 * costs.value_s},
         {"quantity": "one simulator step with its policy, ms (measured here)", "value": 1e3 * costs.step_s},
         {"quantity": "one run, s (at most)", "value": run_s},
         {"quantity": "all runs, core hours (at most)", "value": num_runs * run_s / 3600},
     ]
+
+
+class _Setting(NamedTuple):
+    """Where the policy acts, and its kind and sizes."""
+
+    suite: str
+    suite_settings: dict[str, Any]
+    task: str
+    kind: str
+    policy_settings: dict[str, Any]
+
+
+def _setting(spec: SweepSpec, source: Source) -> _Setting:
+    if source.recipe is None:
+        card = read_card(lineage_folder(source.folder, spec.lineages[0]))
+        return _Setting(card.suite, card.suite_settings, card.task, card.policy, card.policy_settings)
+    recipe = source.recipe
+    sizes = make_suite(recipe.suite, recipe.suite_settings).policy_settings(recipe.task)
+    return _Setting(
+        recipe.suite, recipe.suite_settings, recipe.task, recipe.policy.kind, sizes | recipe.policy.settings
+    )
+
+
+def _run_workload(spec: SweepSpec, num_runs: int) -> Workload:
+    """Returns what one run asks of its policy at the mean of the replay ratios."""
+    train, ratios = spec.train, spec.ratios()
+    logged = round(float(np.mean([steps_for(train, ratio) for ratio in ratios])))
+    every = train.advantage.recompute_every
+    refreshes = max(ratios) if every == "epoch" else train.updates / every + train.value_warmup_updates / every
+    evaluations = 1 + (train.updates // spec.evaluate.every if spec.evaluate.every else 0)
+    return Workload(
+        what="run",
+        runs=num_runs,
+        updates=train.updates,
+        batch_size=train.batch_size,
+        value_forwards=train.value_warmup_updates * train.batch_size + round(refreshes * logged),
+        decisions=evaluations * (1 + spec.evaluate.greedy) * spec.evaluate.episodes * spec.evaluate.max_steps,
+        logged_observations=logged,
+    )
+
+
+def _lineage_workload(source: Source, count: int) -> Workload | None:
+    """Returns what making a log asks of its policy: RL up to the first check of its stop rule, and the logs."""
+    if source.recipe is None or source.recipe.reinforcement is None:
+        return None
+    recipe, rules = source.recipe, source.recipe.reinforcement
+    collected = rules.episodes_per_iteration * recipe.max_steps
+    iterations = -(-rules.min_updates * rules.batch_size // collected)
+    logged_episodes = sum(level.episodes for level in recipe.levels.values() if not level.mixture_of)
+    return Workload(
+        what="lineage",
+        runs=count,
+        updates=rules.min_updates,
+        batch_size=rules.batch_size,
+        # Each pass over the values estimates advantages and then fits; one more estimate comes before the policy.
+        value_forwards=iterations * (2 * rules.value_passes + 1) * collected,
+        decisions=iterations * collected + (rules.check_episodes + logged_episodes) * recipe.max_steps,
+        logged_observations=collected,
+    )
 
 
 def _evaluation_seconds(spec: SweepSpec, updates: int, costs: Costs) -> float:
@@ -81,23 +152,11 @@ def _buffered_seconds(spec: SweepSpec, settings: BufferedSettings, costs: Costs)
     return settings.iterations * iteration + _evaluation_seconds(spec, updates, costs)
 
 
-def _measure(spec: SweepSpec, source: Source) -> Costs:
+def _measure(spec: SweepSpec, setting: _Setting) -> Costs:
     """Times a few of each."""
     torch.set_num_threads(1)
-    if source.recipe is not None:
-        suite, settings, task = source.recipe.suite, source.recipe.suite_settings, source.recipe.task
-        kind, sizes = source.recipe.policy.kind, source.recipe.policy.settings
-    else:
-        card = read_card(lineage_folder(source.folder, spec.lineages[0]))
-        suite, settings, task, kind, sizes = (
-            card.suite,
-            card.suite_settings,
-            card.task,
-            card.policy,
-            card.policy_settings,
-        )
-    world = open_world(suite, settings, task)
-    policy = make_policy(kind, world.suite.policy_settings(task) | dict(sizes), torch_generator("price"))
+    world = open_world(setting.suite, setting.suite_settings, setting.task)
+    policy = make_policy(setting.kind, setting.policy_settings, torch_generator("price"))
     evaluation = EvaluateSettings(episodes=EPISODES, max_steps=spec.evaluate.max_steps)
     # The first call warms caches up.
     step_s = min(_step_seconds(policy, world, evaluation) for _ in range(2))
@@ -111,7 +170,7 @@ def _measure(spec: SweepSpec, source: Source) -> Costs:
     update_s, value_s = (_median_seconds(step, batches) for step in (learner.policy_step, learner.value_step))
     collect_s = step_s
     if spec.buffered:
-        few = open_world(suite, settings, task, collectors=spec.buffered.environments)
+        few = open_world(setting.suite, setting.suite_settings, setting.task, collectors=spec.buffered.environments)
         collect_s = min(_step_seconds(policy, few, evaluation) for _ in range(2))
     return Costs(update_s, value_s, step_s, collect_s)
 

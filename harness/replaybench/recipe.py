@@ -3,7 +3,7 @@
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -25,8 +25,13 @@ class WarmStart(Spec):
     """Behaviour cloning of a few expert episodes, stopped as soon as success lies in the band.
 
     success: Band of the warm start's success on the stop-rule goals.
+    min_updates: Updates before the first check of the stop rule.
+    policy_settings: Settings of the policy that differ while it is cloned, such as how much of it is trained.
+    counted: Versions count the optimiser steps of cloning too, and the clone is kept at every `check_every`, so that
+        levels may reach back to before the warm start.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("min_updates", "policy_settings", "counted")
     demonstrations: PositiveInt
     success: Range
     learning_rate: PositiveFloat = 1e-3
@@ -34,6 +39,9 @@ class WarmStart(Spec):
     check_every: PositiveInt = 3
     check_episodes: PositiveInt = 60
     max_updates: PositiveInt = 300
+    min_updates: NonNegativeInt = 0
+    policy_settings: dict[str, Any] = {}
+    counted: bool = False
 
 
 class Reinforcement(Spec):
@@ -88,16 +96,20 @@ class Level(Spec):
 class Recipe(Spec):
     """Everything that makes a data set; `lineage` and the machine decide the rest.
 
-    reinforcement: Without it the warm start is the start policy, and all that is logged are its own episodes.
+    warm_start: Without it the policy as its settings make it, such as a checkpoint from elsewhere, is the warm start.
+    reinforcement: Without it the warm start is the start policy, and all that is logged are episodes of its own and of
+        the clones on the way to it.
+    device: Where lineages grow: `cpu`, or `auto` for CUDA where there is one.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("device",)
     name: str
     description: str
     suite: str
     task: str
     licence: str
     policy: PolicySettings
-    warm_start: WarmStart
+    warm_start: WarmStart | None = None
     reinforcement: Reinforcement | None = None
     levels: dict[str, Level]
     suite_settings: dict[str, Any] = {}
@@ -106,13 +118,17 @@ class Recipe(Spec):
     first_train_goal_seed: NonNegativeInt = Field(10_000, description="lineage i trains on this seed + i")
     formats: tuple[str, ...] = ("hdf5", "arrow")
     episodes_per_shard: PositiveInt = 200
+    device: Literal["cpu", "auto"] = "cpu"
 
     @model_validator(mode="after")
     def _levels_are_complete(self) -> Self:
         if self.fresh_levels() != 1:
             raise ValueError("exactly one level must have lag_updates = [0, 0]: the fresh one")
-        if self.reinforcement is None and len(self.levels) > 1:
-            raise ValueError("without [reinforcement] the fresh level is the only one there can be")
+        counts_clones = self.warm_start is not None and self.warm_start.counted
+        if self.reinforcement is None and len(self.levels) > 1 and not counts_clones:
+            raise ValueError(
+                "without [reinforcement] the fresh level is the only one there can be, unless warm_start.counted"
+            )
         for name, level in self.levels.items():
             for part in level.mixture_of:
                 if part not in self.levels or self.levels[part].mixture_of:

@@ -99,3 +99,26 @@ def test_without_reinforcement_the_warm_start_is_the_start_policy(tmp_path: Path
     values["levels"] = recipe().model_dump()["levels"]
     with pytest.raises(ValueError, match=r"without \[reinforcement\] the fresh level is the only one"):
         Recipe.model_validate(values)
+
+
+def test_where_clones_count_a_level_may_lie_before_the_warm_start(tmp_path: Path) -> None:
+    """Versions are optimiser steps of cloning, then of RL: a clone is older by both and farther from the start."""
+    rules = {"counted": True, "check_every": 2, "min_updates": 8, "learning_rate": 0.05}
+    levels = {"stale": {"lag_updates": (1, 40), "episodes": 50}, "clone": {"lag_updates": (42, 60), "episodes": 50}}
+    make(tmp_path, warm_start=rules, levels=levels)
+    card = read_card(tmp_path / "log")
+    versions = [checkpoint.version for checkpoint in card.checkpoints]
+    clone = card.levels["clone"]
+    assert clone.lag_updates is not None
+    assert max(versions) - clone.lag_updates[0] in versions
+    assert clone.measured["kl"] > card.levels["stale"].measured["kl"] > 1e-4
+
+
+def test_without_a_warm_start_a_lineage_begins_with_the_policy_as_it_is(tmp_path: Path) -> None:
+    """A checkpoint from elsewhere, here the initial weights, is version 0 and the start of RL."""
+    values = recipe(reinforcement={"success": (0.0, 1.0), "min_updates": 1}).model_dump()
+    values["warm_start"], values["levels"] = None, {"fresh": values["levels"]["fresh"]}
+    card = make_lineage(Recipe.model_validate(values), 0, tmp_path / "log", "test", lambda line: None)
+    written = read_card(tmp_path / "log")
+    assert min(checkpoint.version for checkpoint in written.checkpoints) == 0
+    assert card.start_checkpoint != "u00000"

@@ -1,6 +1,8 @@
 """The LIBERO suite as far as it goes without a simulator: names, sizes, settings, and the expert in a toy world."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ from scipy.spatial.transform import Rotation
 
 from replaybench.errors import ConfigError
 from replaybench.suites import libero_simulator, make_suite
+from replaybench.suites.libero_actions import CheckpointActions
 from replaybench.suites.libero_expert import CLOSE, METRES_PER_UNIT, OPEN, Poses, pick_and_place
 from replaybench.suites.libero_simulator import libero_task
 
 RELEASE_HEIGHT = 0.05
 GRASP = np.array([0.0, 0.055, 0.035])
+GOLDEN = Path(__file__).parents[1] / "golden" / "openvla_oft_56"
 
 
 @pytest.fixture
@@ -157,3 +161,31 @@ def test_a_machine_without_libero_is_told_what_to_install(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"pip install 'replaybench\[libero\]'"):
         make_suite("libero", {"observation": "state"})
     assert libero_simulator.os.environ["MUJOCO_GL"] == "egl"
+
+
+def test_tokens_of_a_checkpoint_mean_what_they_mean_to_it() -> None:
+    """Bins run from the statistics' high end to the low one; the gripper's 1 opens and its 0 closes."""
+    actions = CheckpointActions(str(GOLDEN), None, 256)
+    action = json.loads((GOLDEN / "dataset_statistics.json").read_text())["libero_tiny_no_noops"]["action"]
+    low, high = (actions.decode(np.full(7, token, dtype=np.int16)) for token in (255, 0))
+    reach = np.array(action["q99"][:6]) - action["q01"][:6]
+    np.testing.assert_allclose(low[:6], np.clip(action["q01"][:6], -1, 1), atol=reach.max() / 255)
+    np.testing.assert_allclose(high[:6], np.clip(action["q99"][:6], -1, 1), atol=reach.max() / 255)
+    assert (low[-1], high[-1]) == (CLOSE, OPEN)
+
+
+def test_the_experts_likeliest_tokens_of_a_checkpoint_act_as_the_expert_does() -> None:
+    """Through the statistics and back, an action inside them is met within a bin, and the gripper keeps its side."""
+    actions = CheckpointActions(str(GOLDEN), None, 256)
+    for gripper in (OPEN, CLOSE):
+        wanted = np.array([0.3, -0.2, 0.1, 0.0, 0.1, -0.05, gripper])
+        tokens = actions.around(wanted, 0.05).argmax(-1).astype(np.int16)
+        np.testing.assert_allclose(actions.decode(tokens), wanted, atol=0.01)
+
+
+def test_unknown_statistics_and_other_bins_are_refused() -> None:
+    """A key that the checkpoint lacks gets those that it has."""
+    with pytest.raises(ConfigError, match="libero_tiny_no_noops"):
+        CheckpointActions(str(GOLDEN), "libero_tiny", 256)
+    with pytest.raises(ConfigError, match="256 bins"):
+        CheckpointActions(str(GOLDEN), None, 32)

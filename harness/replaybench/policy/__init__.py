@@ -21,6 +21,26 @@ BUILT_IN = {
 }
 
 
+class Workload(NamedTuple):
+    """What is asked of a policy, counted in observations.
+
+    Args:
+        what, runs: By whom, and how many there are of them.
+        updates, batch_size: Updates of the policy, and decisions of each.
+        value_forwards: Forward passes for values and advantages alone.
+        decisions: Forward passes to act.
+        logged_observations: Observations that are learned from.
+    """
+
+    what: str
+    runs: int
+    updates: int
+    batch_size: int
+    value_forwards: int
+    decisions: int
+    logged_observations: int
+
+
 class PolicyOutput(NamedTuple):
     """logits [B, A, K] of every action token, and the value [B] of the observation."""
 
@@ -72,6 +92,25 @@ class ValueHeadPolicy(Protocol):
 def has_action_values(kind: str) -> bool:
     """Returns whether policies of this kind estimate action values."""
     return hasattr(load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP), "action_values")
+
+
+@runtime_checkable
+class PricedPolicy(Protocol):
+    """A kind of policy that may be too large to time where it is planned, and then says by arithmetic what it costs.
+
+    `costs` returns rows of quantity, value and arithmetic, or None for a size that is to be timed.
+    """
+
+    @staticmethod
+    def costs(settings: Mapping[str, Any], run: Workload, lineage: Workload | None) -> list[dict[str, Any]] | None: ...
+
+
+def priced(
+    kind: str, settings: Mapping[str, Any], run: Workload, lineage: Workload | None
+) -> list[dict[str, Any]] | None:
+    """Returns what a policy of this kind costs by arithmetic, or None if it is to be timed."""
+    factory = load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP)
+    return factory.costs(settings, run, lineage) if isinstance(factory, PricedPolicy) else None
 
 
 def make_policy(kind: str, settings: Mapping[str, Any], generator: torch.Generator) -> Policy:

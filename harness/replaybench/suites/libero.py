@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from replaybench.errors import unknown_name
 from replaybench.suites.chunks import ChunkedEnvironment, checked_chunk_size
+from replaybench.suites.libero_actions import Actions, CheckpointActions, UniformActions
 from replaybench.suites.libero_simulator import (
     NUM_ACTION_TOKENS,
     LiberoSimulator,
@@ -42,6 +43,9 @@ class LiberoSuite:
         observation: "images", or "state" for the gripper's position and all joint positions, without rendering.
         cameras, resolution, crop, quality: Of the images, as in `metaworld-pixels`.
         mirror: Swaps left and right, as in the images on which OpenVLA's LIBERO checkpoints were trained.
+        statistics: Folder of an OpenVLA checkpoint. Tokens then mean what they mean to it: bins from high to low,
+            un-normalised by its dataset_statistics.json, whose gripper opens with 1.
+        statistics_key: Data set among these statistics; needed where there are several.
 
     Raises:
         ConfigError: A setting is wrong, LIBERO is not installed, or there is no OpenGL for images.
@@ -64,6 +68,8 @@ class LiberoSuite:
         crop: float = 1.0,
         quality: str = "fast",
         mirror: bool = False,
+        statistics: str | None = None,
+        statistics_key: str | None = None,
     ) -> None:
         if observation not in OBSERVATIONS:
             raise unknown_name("LIBERO observation", observation, OBSERVATIONS)
@@ -72,6 +78,7 @@ class LiberoSuite:
         self._settle_steps = settle_steps
         self._expert_width = expert_width
         self._mirror = mirror
+        self._statistics, self._statistics_key = statistics, statistics_key
         self._pictures = None
         if observation == "images":
             self._pictures = Pictures(cameras=tuple(cameras), resolution=resolution, crop=crop, quality=quality)
@@ -93,7 +100,10 @@ class LiberoSuite:
         return {"observation_size": 3 + libero_task(task).num_positions} | sizes
 
     def make(self, task: str) -> ChunkedEnvironment:
-        simulator = LiberoSimulator(libero_task(task), self._num_bins, self._expert_width, self._settle_steps)
+        actions: Actions = UniformActions(self._num_bins)
+        if self._statistics is not None:
+            actions = CheckpointActions(self._statistics, self._statistics_key, self._num_bins)
+        simulator = LiberoSimulator(libero_task(task), actions, self._expert_width, self._settle_steps)
         return ChunkedEnvironment(simulator, self._chunk_size, self._eyes(simulator))
 
     def _eyes(self, simulator: LiberoSimulator) -> Callable[[], NDArray[Any]]:

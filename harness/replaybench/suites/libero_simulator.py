@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from replaybench.errors import ConfigError, unknown_name
 from replaybench.suites import Transition
-from replaybench.suites.binning import bin_centres, gaussian_over_bins
+from replaybench.suites.libero_actions import Actions
 from replaybench.suites.libero_expert import OPEN, Poses, pick_and_place
 from replaybench.suites.snapshots import Snapshot, restore_snapshot, take_snapshot
 
@@ -104,14 +104,14 @@ class LiberoSimulator:
 
     Args:
         task: From `libero_task`.
-        num_bins: K bins on [-1, 1] of each action dimension.
+        actions: What the tokens of a step mean.
         expert_width: Standard deviation of the Gaussian over bins around the expert's action.
         settle_steps: Steps without motion after a reset, in which objects come to rest.
     """
 
-    def __init__(self, task: LiberoTask, num_bins: int, expert_width: float, settle_steps: int) -> None:
+    def __init__(self, task: LiberoTask, actions: Actions, expert_width: float, settle_steps: int) -> None:
         self._task, self._expert_width, self._settle_steps = task, expert_width, settle_steps
-        self._centres = bin_centres(num_bins)
+        self._actions = actions
         self._env = _build(task)
         robot = self._env.robots[0]
         self._robot_site = robot.eef_site_id
@@ -140,9 +140,7 @@ class LiberoSimulator:
         return self.state()
 
     def step(self, action_tokens: NDArray[np.int16]) -> Transition:
-        action = self._centres[action_tokens]
-        action[-1] = 1.0 if action[-1] > 0 else -1.0
-        self._env.step(action)
+        self._env.step(self._actions.decode(action_tokens))
         success = bool(self._env._check_success())
         return Transition(self.state(), float(success), success, success)
 
@@ -161,7 +159,7 @@ class LiberoSimulator:
                 f"Task '{self._task.name}' has no scripted expert; the suites {', '.join(RELEASE_HEIGHTS)} have one."
             )
         action = pick_and_place(self._poses(), RELEASE_HEIGHTS[self._task.suite])
-        return gaussian_over_bins(action, self._centres, self._expert_width)
+        return self._actions.around(action, self._expert_width)
 
     def snapshot(self) -> Snapshot:
         """Returns all that the following steps depend on."""

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from replaybench.errors import ConfigError, DataError, unknown_name
-from replaybench.policy import PolicyOutput
+from replaybench.policy import PolicyOutput, Workload
 from replaybench.policy.openvla_oft.actions import Bounds, read_bounds
 from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, read_adapt_settings
 from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig
+from replaybench.policy.openvla_oft.cost import SMALLEST, costs, size_of
 from replaybench.policy.openvla_oft.model import OpenVLAOFT, Tokens
 from replaybench.policy.openvla_oft.processing import (
     ByteTokenizer,
@@ -98,6 +99,12 @@ class OpenVLAOFTPolicy(nn.Module):
         self._cache = BoundaryCache(cache_observations) if self._frozen and cache_observations else None
         self._saves_all = checkpoint is None
         self.shares: Shares = SINGLE
+
+    @staticmethod
+    def costs(settings: Mapping[str, Any], run: Workload, lineage: Workload | None) -> list[dict[str, Any]] | None:
+        """Returns what a model of over a billion numbers costs, by arithmetic; a smaller one is to be timed."""
+        size = size_of(settings)
+        return None if size.numbers < SMALLEST else [cost._asdict() for cost in costs(size, run, lineage)]
 
     @property
     def bounds(self) -> Bounds:
