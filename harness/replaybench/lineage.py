@@ -195,8 +195,8 @@ class Breeder:
 
     def _clone(self, rules: WarmStart, demonstrations: int, learning_rate: float) -> tuple[list[Checkpoint], float]:
         """Returns the clones at every check and the last one's success: the first to reach the band's lower end."""
-        observations, targets = (part.to(self.device) for part in self._demonstrations(demonstrations))
         policy = self.new_policy(**rules.policy_settings)
+        observations, targets = (part.to(self.device) for part in self._demonstrations(demonstrations))
         policy.fit_normaliser(observations)
         optimiser = torch.optim.AdamW(policy.policy_parameters(), lr=learning_rate, weight_decay=0.0)
         rng = numpy_generator(*self.stream("clone"))

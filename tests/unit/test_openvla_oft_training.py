@@ -294,6 +294,7 @@ def test_a_policy_unnormalises_by_its_data_set(checkpoint: Path) -> None:
         ({"config": "tiny", "num_action_tokens": 32}, "32 action tokens, the model has 56 = chunk x action dimension"),
         ({"config": "tiny", "num_bins": 20}, "20 bins, the model has 256"),
         ({"config": "tiny", "observation_shape": [64, 64, 3]}, "the model sees 56 x 56"),
+        ({"config": "tiny", "unnorm_key": "libero"}, "un-normalisation key 'libero'"),
     ],
 )
 def test_settings_that_make_no_policy_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -91,6 +91,8 @@ class OpenVLAOFTPolicy(nn.Module):
                 parameter.data = parameter.data.to(DTYPES[dtype])
             tokenizer = ByteTokenizer()
         _check_sizes(self.settings, self.model.config)
+        if unnorm_key is not None:
+            read_bounds(self.model.config.norm_stats, unnorm_key)
         adapt(self.model, adapt_settings, generator)
         self.model.value_head.float()
         num_images = 1 if observation_shape is None else observation_shape[-1] // 3
