@@ -60,10 +60,9 @@ def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dic
         {"quantity": "lineages to make first", "value": len(missing)},
     ]
     setting = _setting(spec, found[0])
-    arithmetic = priced(
-        setting.kind, setting.policy_settings, _run_workload(spec, num_runs), _lineage_workload(found[0], len(missing))
-    )
-    if arithmetic is not None:
+    lineage = _lineage_workload(found[0], len(missing))
+    arithmetic = priced(setting.kind, setting.policy_settings, _run_workload(spec, num_runs), lineage)
+    if arithmetic is not None and spec.buffered is None:
         return [row | {"arithmetic": ""} for row in counts] + arithmetic
     costs = _measure(spec, setting)
     if spec.buffered:
