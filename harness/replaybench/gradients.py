@@ -1,6 +1,6 @@
 """Gradients of a policy summed over decisions, and the squared norm of each unit's own gradient, in one backward pass.
 
-Linear, LayerNorm and Embedding layers give norms exactly from what enters them and the gradient of what leaves them.
+Linear, LayerNorm, RMSNorm and Embedding layers give norms exactly: from what enters them and what leaves, as gradient.
 Other trainable parameters are projected: exactly if they are few, on random directions if they are many.
 Shape letters: B decisions, A action tokens, K bins, U units, V directions, P parameters.
 """
@@ -58,6 +58,11 @@ class GradientMeter:
         self._projected = {names[id(p)]: p for p in self.parameters if id(p) not in covered}
         self._is_checked = False
 
+    @property
+    def most_decisions(self) -> int | None:
+        """Most decisions that the policy takes at once; beyond, its layers run where no hook can follow."""
+        return getattr(self.policy, "microbatch", None)
+
     def measure(self, observations: Tensor, unit_B: Tensor, objective: Callable[[Tensor], Tensor]) -> UnitGradients:
         """Returns the gradients of sum_b J_b.
 
@@ -67,8 +72,14 @@ class GradientMeter:
             objective: Maps logits [B, A, K] to the scalar sum_b J_b; J_b may read the logits of decision b only.
 
         Raises:
-            ContractError: A layer's parameters are also used outside the layer, where no hook sees them.
+            ContractError: A layer's parameters are also used outside the layer, where no hook sees them, or there are
+                more decisions than the policy takes at once.
         """
+        if self.most_decisions is not None and len(observations) > self.most_decisions:
+            raise ContractError(
+                f"{len(observations)} decisions are measured together, the policy takes {self.most_decisions} at once. "
+                "Raise its microbatch to the longest episode."
+            )
         with self._recording():
             logits_BAK = self.policy(observations).logits_BAK
         outputs = [output for use in self._uses for output in use.outputs]
@@ -173,7 +184,14 @@ def _has_closed_form(layer: nn.Module) -> bool:
         return not layer.scale_grad_by_freq and layer.max_norm is None
     if type(layer) is nn.LayerNorm:
         return len(layer.normalized_shape) == 1
+    if _is_rms_norm(layer):
+        return True
     return type(layer) is nn.Linear
+
+
+def _is_rms_norm(layer: nn.Module) -> bool:
+    """Whether this is the norm of Llama and its kin, which every model family defines anew under a name of its own."""
+    return type(layer).__name__.endswith("RMSNorm") and hasattr(layer, "variance_epsilon")
 
 
 Rows = list[tuple[Tensor, Tensor]]
@@ -194,7 +212,7 @@ def _layer_squared_norm(use: _Use, rows: Rows, layout: _Layout) -> Tensor:
     total = grads.new_zeros(layout.num_units)
     if "bias" in use.trained:
         total = total + sum_squared_norm(grads)
-    if "weight" in use.trained and isinstance(layer, nn.LayerNorm):
+    if "weight" in use.trained and (isinstance(layer, nn.LayerNorm) or _is_rms_norm(layer)):
         scaled = torch.cat([layout.pad(_normalised(layer, x) * d) for x, d in rows], 1)
         total = total + sum_squared_norm(scaled)
     elif "weight" in use.trained:
@@ -202,7 +220,12 @@ def _layer_squared_norm(use: _Use, rows: Rows, layout: _Layout) -> Tensor:
     return total
 
 
-def _normalised(layer: nn.LayerNorm, x: Tensor) -> Tensor:
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """Returns what the layer's weight multiplies."""
+    if not isinstance(layer, nn.LayerNorm):
+        epsilon: float = layer.variance_epsilon  # type: ignore[assignment]
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
     return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
 
 
@@ -224,7 +247,7 @@ def _gradient_of(layer: nn.Module, name: str, x: Tensor, d: Tensor) -> Tensor:
     flat = d.flatten(0, -2)
     if name == "bias":
         return flat.sum(0)
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, nn.LayerNorm) or _is_rms_norm(layer):
         return (_normalised(layer, x) * d).flatten(0, -2).sum(0)
     if isinstance(layer, nn.Embedding):
         kept = flat if layer.padding_idx is None else flat * (x.flatten() != layer.padding_idx).unsqueeze(-1)

@@ -101,16 +101,18 @@ def _setting(spec: SweepSpec, source: Source) -> _Setting:
 
 
 def _run_workload(spec: SweepSpec, num_runs: int) -> Workload:
-    """Returns what one run asks of its policy at the mean of the replay ratios."""
-    train, ratios = spec.train, spec.ratios()
-    logged = round(float(np.mean([steps_for(train, ratio) for ratio in ratios])))
+    """Returns what one run asks of its policy at the mean of the cells."""
+    train, cells = spec.train, spec.cells()
+    updates = round(float(np.mean([cell.updates for cell in cells])))
+    wanted = [steps_for(cell.updates, train.batch_size, cell.replay_ratio) for cell in cells]
+    logged = round(float(np.mean(wanted)))
     every = train.advantage.recompute_every
-    refreshes = max(ratios) if every == "epoch" else train.updates / every + train.value_warmup_updates / every
-    evaluations = 1 + (train.updates // spec.evaluate.every if spec.evaluate.every else 0)
+    refreshes = max(spec.ratios()) if every == "epoch" else (updates + train.value_warmup_updates) / every
+    evaluations = 1 + (updates // spec.evaluate.every if spec.evaluate.every else 0)
     return Workload(
         what="run",
         runs=num_runs,
-        updates=train.updates,
+        updates=updates,
         batch_size=train.batch_size,
         value_forwards=train.value_warmup_updates * train.batch_size + round(refreshes * logged),
         decisions=evaluations * (1 + spec.evaluate.greedy) * spec.evaluate.episodes * spec.evaluate.max_steps,

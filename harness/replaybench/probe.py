@@ -162,9 +162,8 @@ def group_sums(
     groups = np.array_split(np.arange(num_units), min(num_groups, num_units))
     gradient, squared_norm = [], []
     for units in groups:
-        parts = [
-            _measure(meter, replay, objective, bounds[chunk[0] : chunk[-1] + 2]) for chunk in _chunks(units, bounds)
-        ]
+        chunks = _chunks(units, bounds, meter.most_decisions or CHUNK)
+        parts = [_measure(meter, replay, objective, bounds[chunk[0] : chunk[-1] + 2]) for chunk in chunks]
         gradient.append(torch.stack([part[0] for part in parts]).sum(0))
         squared_norm.append(torch.stack([part[1] for part in parts]).sum())
     sample = Sample(
@@ -201,11 +200,11 @@ def _measure(
     return total, squared_norm.sum()
 
 
-def _chunks(units: np.ndarray[Any, Any], bounds: np.ndarray[Any, Any]) -> Iterator[Sequence[int]]:
-    """Yields consecutive units of at most CHUNK decisions together, or one longer unit alone."""
+def _chunks(units: np.ndarray[Any, Any], bounds: np.ndarray[Any, Any], most: int) -> Iterator[Sequence[int]]:
+    """Yields consecutive units of at most `most` decisions together, or one longer unit alone."""
     chunk: list[int] = []
     for unit in units.tolist():
-        if chunk and bounds[unit + 1] - bounds[chunk[0]] > CHUNK:
+        if chunk and bounds[unit + 1] - bounds[chunk[0]] > most:
             yield chunk
             chunk = []
         chunk.append(unit)

@@ -10,8 +10,9 @@ import torch
 from openvla_oft_learning import FLATNESS, NUM_STEPS, episode, gradients, images, learner, make_policy, replay, shake
 from torch import Tensor
 
-from replaybench.errors import ConfigError, DataError
-from replaybench.maths.ratios import categorical_entropy, categorical_kl
+from replaybench.errors import ConfigError, ContractError, DataError
+from replaybench.gradients import GradientMeter
+from replaybench.maths.ratios import categorical_entropy, categorical_kl, token_log_prob
 from replaybench.policy import make_policy as make_any_policy
 from replaybench.policy.openvla_oft import OpenVLAOFT
 from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt
@@ -301,3 +302,27 @@ def test_settings_that_make_no_policy_are_refused(settings: dict[str, Any], mess
     """The error says which field and what it may be."""
     with pytest.raises(ConfigError, match=message):
         OpenVLAOFTPolicy(instruction="push", generator=torch_generator("a"), **settings)
+
+
+@pytest.mark.parametrize("train", [{"method": "full", "top_layers": 1}, {"method": "lora", "rank": 2}])
+def test_the_norms_of_unit_gradients_are_those_of_a_loop(train: dict[str, Any]) -> None:
+    """All that is trained has a closed form, also with cached states: each unit's norm is that of its own gradient."""
+    policy = make_policy(train, cache_observations=10 if "top_layers" in train else 0)
+    observations, unit_B = images(5), torch.tensor([0, 0, 1, 1, 2])
+    tokens = torch.zeros(5, policy.model.config.num_action_tokens, dtype=torch.long)
+    meter = GradientMeter(policy)
+    assert not meter._projected
+    found = meter.measure(observations, unit_B, lambda logits: token_log_prob(logits, tokens).sum())
+    for unit in range(3):
+        rows = unit_B == unit
+        log_pi = token_log_prob(policy(observations[rows]).logits_BAK, tokens[rows])
+        gradient = torch.autograd.grad(log_pi.sum(), policy.policy_parameters())
+        squared_norm = sum(part.square().sum() for part in gradient)
+        assert float(found.squared_norm[unit]) == pytest.approx(float(squared_norm), rel=1e-3)
+
+
+def test_more_decisions_than_a_microbatch_are_not_measured_together() -> None:
+    """Layers of further microbatches run without a graph, so nothing could be measured there."""
+    policy = make_policy({"method": "lora"}, microbatch=2)
+    with pytest.raises(ContractError, match="Raise its microbatch to the longest episode"):
+        GradientMeter(policy).measure(images(3), torch.tensor([0, 1, 2]), lambda logits: logits.sum())

@@ -109,6 +109,11 @@ class OpenVLAOFTPolicy(nn.Module):
         return None if size.numbers < SMALLEST else [cost._asdict() for cost in costs(size, run, lineage)]
 
     @property
+    def microbatch(self) -> int:
+        """Observations that pass through the model at once."""
+        return int(self.settings["microbatch"])
+
+    @property
     def bounds(self) -> Bounds:
         """The statistics that turn normalised actions into the robot's."""
         return read_bounds(self.model.config.norm_stats, self.settings.get("unnorm_key"))
@@ -147,7 +152,7 @@ class OpenVLAOFTPolicy(nn.Module):
 
     def _in_parts(self, observations: Tensor, run: "Run") -> tuple[Tensor, ...]:
         share = self.shares.own(observations)
-        parts = share.split(self.settings["microbatch"])
+        parts = share.split(self.microbatch)
         if torch.is_grad_enabled() and (len(parts) > 1 or self.shares.count > 1):
             # Autograd calls a function back only if an input of it needs a gradient.
             anchor = torch.zeros((), requires_grad=True)
