@@ -7,6 +7,7 @@ baseline at several settings, each setting is an arm with a label of its own, an
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +71,15 @@ def read_sweep(folder: SweepFolder) -> Sweep:
     Raises:
         ConfigError: The folder holds no sweep.
     """
-    spec = validate(SweepSpec, folder.plan()["sweep"], str(folder.path / "sweep.json"))
+    plan = folder.path / "sweep.json"
+    return _read_sweep(folder.path, plan.stat().st_mtime_ns if plan.exists() else 0)
+
+
+@lru_cache(maxsize=2)
+def _read_sweep(path: Path, written: int) -> Sweep:
+    """Reads a plan once: it never changes after it was claimed, and one of 10,000 runs takes seconds."""
+    folder = SweepFolder(path)
+    spec = validate(SweepSpec, folder.plan()["sweep"], str(path / "sweep.json"))
     runs = tuple({run.run_id(): run for run in folder.runs()}.values())
     labels = arm_labels(runs)
     return Sweep(
@@ -175,14 +184,22 @@ def _rows(folder: SweepFolder, sweep: Sweep, metrics: Sequence[str]) -> pl.DataF
         },
         schema={"run_id": pl.String, "baseline": pl.String, "level": pl.String},
     )
+    files = tuple(path / "rows.parquet" for path in found)
     rows = (
-        pl.scan_parquet([path / "rows.parquet" for path in found])
-        .filter(pl.col("metric").is_in(list(metrics)) & (pl.col("item") == -1))
-        .drop("baseline", "level")
+        _scalar_rows(files, tuple(file.stat().st_mtime_ns for file in files))
+        .lazy()
+        .filter(pl.col("metric").is_in(list(metrics)))
         .join(names.lazy(), on="run_id")
         .select(pl.col(name).cast(types[name]) for name in [*columns, "metric", "value"])
     )
     return rows.collect()
+
+
+@lru_cache(maxsize=2)
+def _scalar_rows(files: tuple[Path, ...], written: tuple[int, ...]) -> pl.DataFrame:
+    """Reads all records once, without per-item rows: opening thousands of small files costs more than filtering."""
+    kept = ["run_id", "dataset", "task", "lineage", "replay_ratio", "seed", "update", "metric", "value"]
+    return pl.scan_parquet(list(files)).filter(pl.col("item") == -1).select(kept).collect()
 
 
 def lineage_means(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
