@@ -26,7 +26,8 @@ def distance_means(material: Material) -> pl.DataFrame:
         level, replay_ratio, baseline, n lineages, and a column for each measure.
     """
     place = ["level", "replay_ratio", "baseline"]
-    rows = curves(material.folder, list(MEASURES))
+    # A control makes no update and has no distance.
+    rows = curves(material.folder, list(MEASURES)).drop_nulls("level")
     if rows.is_empty():
         return pl.DataFrame(schema=dict.fromkeys(place, pl.String) | dict.fromkeys(MEASURES, pl.Float64))
     by_lineage = lineage_means(rows, ["dataset", *place, "metric"])
