@@ -8,5 +8,5 @@ ROOT = _BUNDLED if _BUNDLED.is_dir() else PACKAGE_DIR.parents[1]
 
 BASELINES_DIR = ROOT / "baselines"
 RECIPES_DIR = ROOT / "datasets"
-TEMPLATE = ROOT / "reports" / "template.html"
+TEMPLATE_DIR = ROOT / "reports" / "template"
 PRESETS_DIR = PACKAGE_DIR / "presets"

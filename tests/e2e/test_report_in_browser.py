@@ -125,19 +125,36 @@ def test_the_page_opens_without_errors_and_without_a_network(browser: Any, index
     assert {url for url in requested if not url.startswith("data:")} == {index.as_uri()}
 
 
-def test_every_figure_is_visible(browser: Any) -> None:
-    """Each inline figure has a size once its section is open."""
-    browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
-    sizes = browser.execute_script(
-        "return [...document.querySelectorAll('figure svg')].map(e => e.getBoundingClientRect())"
-        ".map(box => [box.width, box.height])"
-    )
-    assert len(sizes) >= 5
+def _open(browser: Any, tab: str) -> None:
+    """Clicks a tab of the navigation, as a reader does."""
+    browser.execute_script(f"document.querySelector('nav a[href=\"#{tab}\"]').click()")
+    browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 0))")
+
+
+def test_a_click_on_each_tab_shows_its_section_alone(browser: Any) -> None:
+    """The page opens on the verdict; every tab leads to one visible section, and its figures have a size."""
+    tabs = browser.execute_script("return [...document.querySelectorAll('nav a')].map(tab => tab.hash.slice(1))")
+    shown = "return [...document.querySelectorAll('main > section')].filter(e => e.offsetParent).map(e => e.id)"
+    assert browser.execute_script(shown) == ["overview"] == tabs[:1]
+    sizes = []
+    for tab in tabs:
+        _open(browser, tab)
+        assert browser.execute_script(shown) == [tab]
+        current = "return document.querySelector('nav a[aria-current=page]').hash"
+        assert browser.execute_script(current) == f"#{tab}"
+        browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        sizes += browser.execute_script(
+            f"return [...document.querySelectorAll('#{tab} figure svg')].map(e => e.getBoundingClientRect())"
+            ".map(box => [box.width, box.height])"
+        )
+    assert len(sizes) >= 8
     assert all(width > 300 and height > 100 for width, height in sizes)
+    assert browser.get_log("browser") == []
 
 
 def test_a_click_sorts_a_table_and_a_second_one_turns_it(browser: Any) -> None:
     """Numbers sort as numbers: by the value behind the text, up and then down; the heading says which."""
+    _open(browser, "differences")
     heading = "document.querySelector('#table-glance thead th:nth-child(2)')"
     column = (
         "return [...document.querySelectorAll('#table-glance tbody td:nth-child(2)')].map(e => Number(e.dataset.sort))"
@@ -153,6 +170,7 @@ def test_a_click_sorts_a_table_and_a_second_one_turns_it(browser: Any) -> None:
 
 def test_a_telephone_scrolls_the_figures_and_never_the_page(browser: Any) -> None:
     """At 400 px the page is no wider than the window; wide tables and figures scroll on their own."""
+    _open(browser, "overview")
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 900, "deviceScaleFactor": 1, "mobile": True}
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from replaybench.paths import BASELINES_DIR, PRESETS_DIR, RECIPES_DIR, ROOT
+from replaybench.paths import BASELINES_DIR, PRESETS_DIR, RECIPES_DIR, ROOT, TEMPLATE_DIR
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +62,10 @@ def test_the_wheel_carries_everything_that_a_sweep_reads(wheel: Path) -> None:
     expected = {f"{bundled}/baselines/{path.name}" for path in BASELINES_DIR.glob("*.py")}
     expected |= {f"{bundled}/datasets/{path.name}" for path in RECIPES_DIR.glob("*.toml")}
     expected |= {f"replaybench/presets/{path.relative_to(PRESETS_DIR)}" for path in PRESETS_DIR.rglob("*.toml")}
-    expected |= {f"{bundled}/reports/template.html", "replaybench/py.typed", "replaybench/cli/__init__.py"}
+    parts = [path.relative_to(TEMPLATE_DIR) for path in TEMPLATE_DIR.rglob("*") if path.is_file()]
+    assert len(parts) > 10
+    expected |= {f"{bundled}/reports/template/{part}" for part in parts}
+    expected |= {"replaybench/py.typed", "replaybench/cli/__init__.py"}
     assert expected <= names
     kinds = {Path(name).suffix for name in names if ".dist-info/" not in name}
     assert kinds <= {".py", ".toml", ".html", ".css", ".js", ".typed"}

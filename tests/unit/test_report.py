@@ -16,7 +16,7 @@ from replaybench.report import Built, build_report
 from replaybench.report.distances import distance_means, walk_words
 from replaybench.report.material import gather
 from replaybench.report.tables import glance_table, provenance_frame
-from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, verdict_text
+from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, opening, verdict_text
 from replaybench.report.weights import weight_table
 from replaybench.report.words import pooled, signed, with_interval
 from replaybench.spec import RunSpec
@@ -103,6 +103,16 @@ def test_the_conclusion_counts_the_cells_of_the_tables(folder: SweepFolder) -> N
     assert "who harms least; gipo resolved worse than it there" in start
 
 
+def test_the_opening_is_two_sentences_with_the_largest_differences(folder: SweepFolder) -> None:
+    """gipo is +.10, +.11, +.12 on fresh and -.20, -.22, -.24 on stale logs, at both ratios, by hand."""
+    against_reference, against_start = opening(gather(folder))
+    assert "Of 4 comparisons with ppo_clip" in against_reference
+    assert re.search(r"2 are resolved better \(most clearly gipo by \+0.11 \[.*\] n=6 on fresh at", against_reference)
+    assert re.search(r"2 are resolved worse \(most clearly gipo by -0.22 \[.*\] n=6 on stale at", against_reference)
+    assert "on 2 of 4 cells (most clearly gipo by +0.11 [" in against_start
+    assert against_start.endswith("on the other 2 the question is who harms least.")
+
+
 def test_an_unresolved_sweep_says_so_and_what_it_could_have_missed(tmp_path: Path) -> None:
     """Differences of 0, .1 and -.1 resolve nothing, on no cell, against neither the reference nor the start."""
     material = gather(write_sweep(tmp_path, lambda run: success_of(run) * 0 + 0.5 + _noise(run)))
@@ -115,6 +125,9 @@ def test_an_unresolved_sweep_says_so_and_what_it_could_have_missed(tmp_path: Pat
     assert f"true differences below {smallest:.2f} to" in reference
     assert start.startswith("No baseline is resolved better than the start policy on any of 4 cells")
     assert "who harms least; none is resolved worse than it either" in start
+    against_reference, against_start = opening(material)
+    assert "none is resolved; true differences below" in against_reference
+    assert against_start.startswith("On none of 4 cells is a baseline resolved better than the start policy")
 
 
 def test_the_glance_marks_exactly_the_resolved_cells(folder: SweepFolder) -> None:

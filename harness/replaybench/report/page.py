@@ -1,10 +1,12 @@
-"""Renders the page from the template."""
+"""Renders the page from the templates: one file, a section of it from each file in `sections/`."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from replaybench.paths import TEMPLATE
+from replaybench.paths import TEMPLATE_DIR
 from replaybench.report.cells import Table
 from replaybench.report.distances import walk_words
 from replaybench.report.drawing import ShownFigure
@@ -13,44 +15,78 @@ from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.knobs import knob_words
 from replaybench.report.material import Material, first_runs
 from replaybench.report.theory import measured_theory, theory_words
-from replaybench.report.verdict import conclusion
+from replaybench.report.verdict import conclusion, opening
 from replaybench.report.words import plain, pooled
+
+# In the order of the page; each is a file of its name, and one that renders to nothing is left out.
+SECTIONS = {
+    "overview": "Verdict",
+    "differences": "Differences",
+    "freshness": "Freshness",
+    "replay-ratio": "Replay ratio",
+    "sample-efficiency": "Sample efficiency",
+    "bias-variance": "Bias and variance",
+    "stability": "Stability",
+    "sensitivity": "Sensitivity",
+    "weights": "Weights",
+    "data": "Data",
+    "provenance": "Provenance",
+}
+
+
+class Section(NamedTuple):
+    """A section of the page; `name` is its id."""
+
+    name: str
+    title: str
+    content: Markup
 
 
 def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: Mapping[str, Table]) -> str:
     """Returns the page: one file that needs no other one and no network."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(TEMPLATE_DIR), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    content = _content(material, figures, tables)
+    sections = []
+    for name, title in SECTIONS.items():
+        rendered = environment.get_template(f"sections/{name}.html").render(content).strip()
+        if rendered:
+            sections.append(Section(name, title, Markup(rendered)))
+    return environment.get_template("index.html").render(name=material.sweep.spec.name, sections=sections)
+
+
+def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Mapping[str, Table]) -> dict[str, Any]:
+    """Returns what the sections may show."""
     spec = material.sweep.spec
     missing = len(material.sweep.runs) - material.num_complete
-    return environment.get_template(TEMPLATE.name).render(
-        name=spec.name,
-        description=spec.description,
-        reference=material.sweep.reference,
-        control=material.sweep.control,
-        arms_of_reference=sum(run.baseline == spec.reference for run in first_runs(material.sweep).values()),
-        levels=material.look.levels,
-        ratios=[f"{ratio:g}" for ratio in spec.ratios()],
-        datasets=material.datasets,
-        num_lineages=len(spec.lineages),
-        num_seeds=len(spec.seeds),
-        num_episodes=spec.evaluate.episodes,
-        num_planned=len(material.sweep.runs),
-        num_complete=material.num_complete,
-        num_missing=missing,
-        conclusion=conclusion(material),
-        detectable=_missed_range(material),
-        figures=figures,
-        literature=literature_sentence(material),
-        diagnostics=[figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
-        tables=tables,
-        study=study_words(gridworld_study()),
-        knobs=knob_words(),
-        walk=walk_words(material),
-        theory=theory_words(measured_theory()),
-        unread=material.facts.unread,
-    )
+    return {
+        "description": spec.description,
+        "reference": material.sweep.reference,
+        "control": material.sweep.control,
+        "arms_of_reference": sum(run.baseline == spec.reference for run in first_runs(material.sweep).values()),
+        "levels": material.look.levels,
+        "ratios": [f"{ratio:g}" for ratio in spec.ratios()],
+        "datasets": material.datasets,
+        "num_lineages": len(spec.lineages),
+        "num_seeds": len(spec.seeds),
+        "num_episodes": spec.evaluate.episodes,
+        "num_planned": len(material.sweep.runs),
+        "num_complete": material.num_complete,
+        "num_missing": missing,
+        "opening": opening(material),
+        "conclusion": conclusion(material),
+        "detectable": _missed_range(material),
+        "figures": figures,
+        "literature": literature_sentence(material),
+        "diagnostics": [figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
+        "tables": tables,
+        "study": study_words(gridworld_study()),
+        "knobs": knob_words(),
+        "walk": walk_words(material),
+        "theory": theory_words(measured_theory()),
+        "unread": material.facts.unread,
+    }
 
 
 def _missed_range(material: Material) -> str:

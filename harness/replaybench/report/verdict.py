@@ -83,6 +83,58 @@ def conclusion(material: Material) -> list[str]:
     return sentences
 
 
+def opening(material: Material) -> list[str]:
+    """Returns the verdict in two sentences: against the reference, then against the start policy."""
+    control, reference = material.sweep.control, material.sweep.reference
+    rows = pooled(material.differences).filter(pl.col("baseline") != control)
+    sentences = [_found_words(rows.to_dicts(), reference, material)]
+    if reference != control:
+        sentences.append(_gain_words(pooled(material.improvement).to_dicts(), material))
+    return sentences
+
+
+def _found_words(rows: Sequence[Mapping[str, Any]], reference: str, material: Material) -> str:
+    found = {verdict: [row for row in rows if row["verdict"] == verdict] for verdict in (BETTER, WORSE)}
+    if not any(found.values()):
+        return (
+            f"Of {counted(len(rows), 'comparison')} with {reference} (baseline x level x replay ratio, "
+            f"{n_words(material)}) none is resolved{_missed_words(rows)}."
+        )
+    parts = [f"{_are(len(some))} resolved {verdict}{_clearest(some)}" for verdict, some in found.items()]
+    return (
+        f"Of {counted(len(rows), 'comparison')} with {reference} (baseline x level x replay ratio) "
+        f"{' and '.join(parts)}."
+    )
+
+
+def _are(number: int) -> str:
+    return f"{number or 'none'} {'are' if number > 1 else 'is'}"
+
+
+def _clearest(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    row = max(rows, key=lambda row: abs(row["estimate"]))
+    most = "most clearly " if len(rows) > 1 else ""
+    return f" ({most}{row['baseline']} by {with_n(row)} on {setting_name(row['replay_ratio'], row['level'])})"
+
+
+def _gain_words(rows: Sequence[Mapping[str, Any]], material: Material) -> str:
+    better = [row for row in rows if row["verdict"] == BETTER]
+    cells = counted(len(material.settings), "cell")
+    if not better:
+        return (
+            f"On none of {cells} is a baseline resolved better than the start policy: who harms least is the question."
+        )
+    gained = {(row["replay_ratio"], row["level"]) for row in better}
+    rest = len(material.settings) - len(gained)
+    others = f"; on the other {rest} the question is who harms least" if rest else ""
+    return (
+        f"Training resolvably raises success over the start policy on {len(gained)} of {cells}{_clearest(better)}"
+        f"{others}."
+    )
+
+
 def resolution_words(rows: pl.DataFrame) -> str:
     """Returns which differences the lineages at hand resolve and which twice as many would, at the median cell."""
     measured = rows.drop_nulls("minimum_detectable")
