@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 from replaybench.baseline import config_record, load_baseline
 from replaybench.diagnostics import Rows
@@ -131,8 +132,8 @@ def _open(browser: Any, tab: str) -> None:
     browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 0))")
 
 
-def test_a_click_on_each_tab_shows_its_section_alone(browser: Any) -> None:
-    """The page opens on the verdict; every tab leads to one visible section, and its figures have a size."""
+def test_a_click_on_each_tab_shows_its_section_alone(browser: Any, tmp_path: Path) -> None:
+    """The page opens on the verdict; every tab leads to one visible section whose figures have a size and a picture."""
     tabs = browser.execute_script("return [...document.querySelectorAll('nav a')].map(tab => tab.hash.slice(1))")
     shown = "return [...document.querySelectorAll('main > section')].filter(e => e.offsetParent).map(e => e.id)"
     assert browser.execute_script(shown) == ["overview"] == tabs[:1]
@@ -142,6 +143,8 @@ def test_a_click_on_each_tab_shows_its_section_alone(browser: Any) -> None:
         assert browser.execute_script(shown) == [tab]
         current = "return document.querySelector('nav a[aria-current=page]').hash"
         assert browser.execute_script(current) == f"#{tab}"
+        browser.save_screenshot(str(tmp_path / f"{tab}.png"))
+        assert imread(tmp_path / f"{tab}.png").std() > 0.02, "an empty page has one colour"
         browser.execute_script("document.querySelectorAll('details').forEach(part => { part.open = true; })")
         sizes += browser.execute_script(
             f"return [...document.querySelectorAll('#{tab} figure svg')].map(e => e.getBoundingClientRect())"
@@ -179,3 +182,62 @@ def test_a_telephone_scrolls_the_figures_and_never_the_page(browser: Any) -> Non
         assert browser.execute_script("return document.querySelector('figure svg').getBoundingClientRect().width") > 500
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_filters_leave_the_rows_that_fit(browser: Any) -> None:
+    """A choice and a word both count; the number of rows is said; emptied, every row is back."""
+    _open(browser, "freshness")
+    bar = "document.querySelector('#table-levels').parentElement.previousElementSibling"
+    shown = (
+        "return [...document.querySelectorAll('#table-levels tbody tr')].filter(row => !row.hidden)"
+        ".map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    enter = f"const field = {bar}.querySelector(arguments[0]); field.value = arguments[1];" + (
+        "field.dispatchEvent(new Event('input', { bubbles: true }))"
+    )
+    everything = browser.execute_script(shown)
+    browser.execute_script(enter, "select[aria-label=baseline]", "gipo")
+    browser.execute_script(enter, "input", "STALE")
+    rows = browser.execute_script(shown)
+    assert rows == [row for row in everything if row[3] == "gipo" and "stale" in row]
+    assert 0 < len(rows) < len(everything)
+    assert browser.execute_script(f"return {bar}.querySelector('output').value") == (
+        f"{len(rows)} of {len(everything)} rows"
+    )
+    browser.execute_script(enter, "select[aria-label=baseline]", "")
+    browser.execute_script(enter, "input", "")
+    assert browser.execute_script(shown) == everything
+
+
+def test_pointing_at_a_dot_shows_its_run(browser: Any) -> None:
+    """By mouse, with the value and the run's id; by arrow keys from one mark to the next; Escape closes it."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    _open(browser, "overview")
+    plot = browser.find_element("css selector", "#\\31-success .plot")
+    # The dots of an arm come before its mean; this run is the tenth of `_runs`: .3 + 9 x .37 mod .5 is .63.
+    ActionChains(browser).move_to_element(plot.find_elements("css selector", ".mark")[0]).perform()
+    tip = browser.find_element("css selector", "#tip")
+    assert tip.is_displayed()
+    assert tip.text.startswith("gipo, door, fresh, replay ratio 4, lineage 0\nvalue 0.63")
+    assert "door-L0-fresh-R4-gipo-s0-" in tip.text
+    plot.send_keys(Keys.ARROW_RIGHT)
+    first = tip.text
+    plot.send_keys(Keys.ARROW_RIGHT)
+    assert tip.text != first
+    plot.send_keys(Keys.ESCAPE)
+    assert not tip.is_displayed()
+
+
+def test_figures_follow_the_theme(browser: Any) -> None:
+    """On a dark page the paper of a figure is the page's, and a baseline keeps its hue in a lighter tone."""
+    paper = "return getComputedStyle(document.querySelector('#\\\\31-success svg path')).fill"
+    assert browser.execute_script(paper) == "rgb(255, 255, 255)"
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": dark})
+    try:
+        assert browser.execute_script(paper) == "rgb(20, 23, 26)"
+        assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -55,6 +55,7 @@ def test_a_sweep_equals_itself(tmp_path: Path) -> None:
     assert set(compared.table["estimate"]) == {0.0}
     assert set(compared.table["verdict"]) == {"no difference resolved"}
     assert "on the same logs; paired" in compared.note
+    assert "0 of 8 differences are resolved" in compared.note
 
 
 def test_sweeps_without_a_common_cell_are_refused(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Figures: what an Axes holds is compared with the table by hand."""
 
 import re
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.axes import Axes
@@ -130,9 +133,9 @@ def test_a_diagnostic_is_drawn_in_the_order_of_updates(axes: Axes) -> None:
     rows += [("a", plots.LINEAGE_DOT, 9, 0.95, None, None), ("a", plots.LINEAGE_DOT, 1, 0.15, None, None)]
     table = pl.DataFrame(rows, schema=["baseline", "kind", "update", "value", "low", "high"], orient="row")
     plots.metric_over_updates(axes, table, LOOK)
-    curve, dots = axes.lines
+    (curve,) = axes.lines
     assert list(curve.get_xdata()) == [1, 9]
-    assert list(dots.get_ydata()) == [0.95]
+    assert np.asarray(axes.collections[-1].get_offsets()).tolist() == [[9.0, 0.95]]
 
 
 def test_distances_become_logarithmic_only_where_all_are_positive(axes: Axes) -> None:
@@ -182,16 +185,16 @@ def _figure() -> Figure:
 
 def test_rendering_is_reproducible_and_has_three_formats() -> None:
     """The same table gives the same bytes, so that a rebuilt report differs only where its numbers do."""
-    first, second = plots.render(_figure(), "one"), plots.render(_figure(), "one")
+    first, second = plots.render(_figure()), plots.render(_figure())
     assert first == second
     assert first.png.startswith(b"\x89PNG")
     assert first.pdf.startswith(b"%PDF")
-    assert first.svg.startswith("<svg")
+    assert "<svg" in first.svg
 
 
 def test_an_inline_svg_refers_only_to_itself_and_needs_no_network() -> None:
     """Every reference has its target in the same figure, ids carry its name, and no address is fetched."""
-    svg = plots.render(_figure(), "one").svg
+    svg = plots.inline_svg(plots.render(_figure()).svg, "one")
     ids = set(re.findall(r'\bid="([^"]*)"', svg))
     references = set(re.findall(r'href="#([^"]*)"', svg)) | set(re.findall(r"url\(#([^)]*)\)", svg))
     assert references
@@ -210,3 +213,69 @@ def test_paths_are_rounded_to_hundredths_and_transforms_are_not(number: str, tex
     assert f'd="M {text} 1"' in element
     assert f"scale({number})" in element
     assert element.startswith('<svg viewBox="0 0 72 36" style="--natural: 72pt">')
+
+
+def test_a_mark_says_what_is_behind_it(axes: Axes) -> None:
+    """One title a point, in the order of the rows: place, value with interval and n, runs; no address is left."""
+    rows: list[dict[str, Any]] = [
+        {"baseline": "a", "level": "fresh", "replay_ratio": 8.0, "lineage": 3, "value": 0.5, "n": 1, "runs": "x\ny"},
+        {"baseline": "b", "level": None, "lineage": None, "value": 0.25, "low": 0.2, "high": 0.3, "n": 6},
+    ]
+    plots.mark(axes.scatter([0, 1], [0, 1]), rows, "value")
+    svg = plots.render(axes.get_figure()).svg  # type: ignore[arg-type]
+    assert re.findall(r'<g class="mark"><title>([^<]*)</title>', svg) == [
+        "a, fresh, replay ratio 8, lineage 3\nvalue 0.5\nx\ny",
+        "b\nvalue 0.25 [0.2, 0.3], n = 6",
+    ]
+    assert "</a>" not in svg
+
+
+def test_a_page_gives_every_colour_of_a_figure_a_light_and_a_dark_value(axes: Axes) -> None:
+    """The paper turns dark, a baseline's colour lighter, and no colour is left that the theme cannot change."""
+    axes.plot([0, 1], color=plots.COLOURS[7])
+    svg = plots.inline_svg(plots.render(axes.get_figure()).svg, "one")  # type: ignore[arg-type]
+    assert not re.findall(r"(?:fill|stroke): #", svg)
+    light, dark = plots.colour_css([svg]).split("@media")
+    used = set(re.findall(r"var\((--c[0-9a-f]{6})\)", svg))
+    assert {"--cffffff", "--c332288"} <= used
+    for name in used:
+        assert f"{name}:#{name[3:]};" in light
+        assert f"{name}:#" in dark
+    assert "--cffffff:#14171a;" in dark
+    assert "--c332288:#836bf0;" in dark
+
+
+def test_colours_on_a_dark_page_are_as_far_apart_as_on_a_light_one() -> None:
+    """Smallest distance in CIELAB, as seen by normal and colour-blind eyes (Machado et al. 2009), and 3:1 contrast."""
+    assert _least_distance(plots.COLOURS_ON_DARK) >= _least_distance(plots.COLOURS) > 10
+    paper = _luminance("#14171a")
+    assert all((_luminance(colour) + 0.05) / (paper + 0.05) > 3 for colour in plots.COLOURS_ON_DARK)
+
+
+CONFUSIONS = (
+    np.eye(3),
+    np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+)
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def _linear(colour: str) -> Any:
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def _luminance(colour: str) -> float:
+    return float(TO_XYZ[1] @ _linear(colour))
+
+
+def _lab(linear: Any) -> Any:
+    t = (TO_XYZ @ np.clip(linear, 0, 1)) / TO_XYZ.sum(axis=1)
+    f = np.where(t > 0.008856, np.cbrt(t), 7.787 * t + 16 / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def _least_distance(colours: Sequence[str]) -> float:
+    seen = [[_lab(confusion @ _linear(colour)) for colour in colours] for confusion in CONFUSIONS]
+    return min(float(np.linalg.norm(a - b)) for points in seen for a, b in combinations(points, 2))

@@ -11,8 +11,9 @@ from test_results import success_of, write_sweep
 
 from replaybench.analysis.bias_variance import widest_cell
 from replaybench.analysis.compare import paired_differences
+from replaybench.errors import ConfigError
 from replaybench.record import SweepFolder
-from replaybench.report import Built, build_report
+from replaybench.report import Built, build_report, redraw_figure
 from replaybench.report.distances import distance_means, walk_words
 from replaybench.report.material import gather
 from replaybench.report.tables import glance_table, provenance_frame
@@ -177,15 +178,42 @@ def test_the_exact_study_shows_the_cell_with_the_widest_ratios() -> None:
     assert (cell.target, cell.behaviour) == ("PI-3", "E")
 
 
-def test_the_report_has_every_figure_in_three_files_and_in_the_page(built: Built) -> None:
-    """Each figure is a PNG, a PDF, the CSV of what it draws, and an inline SVG."""
+def test_the_report_has_every_figure_in_four_files_and_in_the_page(built: Built) -> None:
+    """Each figure is an SVG, PNG and PDF with the CSV of what it draws; inline it stands with the command for it."""
     figures = built.index.parent / "figures"
     names = {path.stem for path in figures.glob("*.csv")}
     numbers = {name.split("-")[0] for name in names}
     assert numbers == {*"12345679", "10"}, "8, the sensitivity, needs several settings of a baseline"
     assert {path.stem for path in figures.glob("*.png")} == names
     assert {path.stem for path in figures.glob("*.pdf")} == names
-    assert built.index.read_text().count("<svg") == len(names) == 15
+    assert {path.stem for path in figures.glob("*.svg")} == names
+    page = built.index.read_text()
+    assert page.count("<svg") == len(names) == 15
+    commands = re.findall(r'<code class="command">replaybench report figure (\S+) (\S+)</code>', page)
+    assert {name for _, name in commands} == names
+    assert all((Path(folder) / "sweep.json").is_file() for folder, _ in commands)
+
+
+def test_a_figure_drawn_again_is_the_same(built: Built, folder: SweepFolder, tmp_path: Path) -> None:
+    """All four files are those of the report; a name that does not exist is answered with those that do."""
+    written = redraw_figure(folder, "2-differences", tmp_path)
+    assert {path.name for path in written} == {f"2-differences.{suffix}" for suffix in ("svg", "png", "pdf", "csv")}
+    for path in written:
+        assert path.read_bytes() == (built.index.parent / "figures" / path.name).read_bytes()
+    with pytest.raises(ConfigError, match="Did you mean '2-differences'"):
+        redraw_figure(folder, "differences", tmp_path)
+    with pytest.raises(ConfigError, match="3-diagnostics-door-R1"):
+        redraw_figure(folder, "3-diagnostics-door", tmp_path)
+
+
+def test_every_table_of_the_page_has_its_csv(built: Built) -> None:
+    """The caption of each table links a file."""
+    page = built.index.read_text()
+    captions = re.findall(r"<caption>(.*?)</caption>", page)
+    assert len(captions) == page.count("<table") > 8
+    for caption in captions:
+        (target,) = re.findall(r'href="(tables/[^"]*)"', caption)
+        assert (built.index.parent / target).is_file()
 
 
 def test_the_page_needs_no_other_address(built: Built) -> None:
@@ -218,6 +246,8 @@ def test_the_csv_of_the_main_figure_is_what_the_sweep_measured(built: Built) -> 
     )
     assert chosen.filter(pl.col("kind") == "mean")["value"].to_list() == pytest.approx([0.62])
     assert chosen.filter(pl.col("kind") == "lineage")["value"].to_list() == pytest.approx([0.60, 0.62, 0.64])
+    runs = chosen.filter(pl.col("kind") == "lineage")["runs"]
+    assert [re.match(r"door-L(\d)-fresh-R8-gipo-s0-", run)[1] for run in runs] == ["0", "1", "2"]  # type: ignore[index]
 
 
 def test_the_frontier_lists_a_baseline_in_the_order_of_its_knob(built: Built) -> None:

@@ -155,14 +155,14 @@ def sweep_choose(
         hint(f"Next: commit {write}, then replaybench sweep run default")
 
 
+CollectCost = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(min=0, help="Cost of an environment step in learner samples; default: as the runs took."),
+]
+
+
 @report_app.command("build")
-def report_build(
-    out: Path,
-    collect_cost: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(min=0, help="Cost of an environment step in learner samples; default: as the runs took."),
-    ] = None,
-) -> None:
+def report_build(out: Path, collect_cost: CollectCost = None) -> None:
     """Build the report of a sweep from its records.
 
     Example: replaybench report build reports/default
@@ -171,6 +171,24 @@ def report_build(
 
     folder = SweepFolder(out)
     _finish(folder, folder.runs(), build=True, collect_cost=collect_cost)
+
+
+@report_app.command("figure")
+def report_figure(
+    out: Path,
+    name: str,
+    to: Annotated[Optional[Path], typer.Option(help="Folder of the files; default: the report's figures.")] = None,  # noqa: UP045
+    collect_cost: CollectCost = None,
+) -> None:
+    """Draw one figure of a report again, from the records: SVG, PNG, PDF and CSV. The page says its name.
+
+    Example: replaybench report figure reports/default 1-success --to slides
+    """
+    from replaybench.record import SweepFolder
+    from replaybench.report import redraw_figure
+
+    for path in redraw_figure(SweepFolder(out), name, to or out / "report" / "figures", collect_cost):
+        print(path)
 
 
 @report_app.command("compare")

@@ -5,9 +5,10 @@ lineages; small dots = lineages. Tables carry a column `kind`: "mean" rows have 
 """
 
 from replaybench.plots.levels import dataset_handles, level_measure
-from replaybench.plots.render import Rendered, inline_svg, render
+from replaybench.plots.render import Rendered, colour_css, inline_svg, render
 from replaybench.plots.style import (
     COLOURS,
+    COLOURS_ON_DARK,
     GREY,
     LINEAGE_DOT,
     MEAN,
@@ -16,6 +17,7 @@ from replaybench.plots.style import (
     add_note,
     finish,
     log_where_positive,
+    mark,
     panels,
     styles,
     theme,
@@ -43,6 +45,7 @@ from replaybench.plots.weights import (
 
 __all__ = [
     "COLOURS",
+    "COLOURS_ON_DARK",
     "GREY",
     "LINEAGE_DOT",
     "MEAN",
@@ -52,6 +55,7 @@ __all__ = [
     "add_note",
     "along_knob",
     "bias_variance",
+    "colour_css",
     "concentration",
     "dataset_handles",
     "difference_forest",
@@ -62,6 +66,7 @@ __all__ = [
     "level_measure",
     "linear_near_zero",
     "log_where_positive",
+    "mark",
     "metric_over_updates",
     "panels",
     "peaks",

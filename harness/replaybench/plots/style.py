@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import polars as pl
 import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -19,6 +21,14 @@ MEAN, LINEAGE_DOT = "mean", "lineage"
 # Okabe and Ito's palette without black and yellow, and two dark tones of Tol's; 8 colours and 9 markers share no
 # divisor, so 72 baselines together have 72 different pairs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288")
+
+
+# The same hues lighter: at least 3:1 on the dark page, and further apart than those above to colour-blind eyes.
+COLOURS_ON_DARK = ("#558fd7", "#ed7c35", "#2ec395", "#c97eb0", "#fec035", "#9dcefc", "#b5396f", "#836bf0")
+
+
+# The background and the ink of a dark page, between which the greys of a figure are turned over.
+DARK_PAPER, DARK_INK = (0x14, 0x17, 0x1A), (0xE6, 0xE8, 0xEB)
 
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -47,6 +57,8 @@ THEME: dict[Any, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
     "svg.hashsalt": "replaybench",
+    # Text stays text: lighter than outlines, and a page can search it.
+    "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
 
@@ -75,6 +87,44 @@ class Look(NamedTuple):
 def theme() -> AbstractContextManager[None]:
     """Returns the context in which figures are made."""
     return matplotlib.rc_context(THEME)
+
+
+def on_dark(colour: str) -> str:
+    """Returns what stands for a colour (#rrggbb) on a dark page: greys are turned over, hues lightened."""
+    known = {light.lower(): dark for light, dark in zip(COLOURS, COLOURS_ON_DARK, strict=True)}
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    if red == green == blue:
+        turned = [round(ink + (paper - ink) * red / 255) for paper, ink in zip(DARK_PAPER, DARK_INK, strict=True)]
+        return "#{:02x}{:02x}{:02x}".format(*turned)
+    return known.get(colour.lower(), colour)
+
+
+def mark(artist: Artist, rows: Sequence[Mapping[str, Any]], *values: str) -> None:
+    """Lets a reader of the SVG see what is behind the marks of an artist, a row each: place, values, runs.
+
+    Args:
+        rows: In the order in which the artist holds its points; a line takes one row.
+        values: The columns to show, the first one with its interval.
+    """
+    # An address is the one text that matplotlib carries into an SVG for each point of a collection.
+    words = [_mark_words(row, values) for row in rows]
+    if isinstance(artist, PathCollection):
+        artist.set_urls(words)
+    else:
+        artist.set_url(words[0])
+
+
+def _mark_words(row: Mapping[str, Any], values: Sequence[str]) -> str:
+    place = [str(row[name]) for name in ("baseline", "dataset", "level") if row.get(name) is not None]
+    place += [f"replay ratio {row['replay_ratio']:g}"] if row.get("replay_ratio") is not None else []
+    place += [f"lineage {row['lineage']}"] if row.get("lineage") is not None else []
+    lines = [", ".join(place)]
+    for number, name in enumerate(values):
+        interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if not number and row.get("low") is not None else ""
+        count = f", n = {row['n']}" if not number and row.get("n", 1) != 1 else ""
+        lines.append(f"{name.replace('_', ' ')} {row[name]:.3g}{interval}{count}")
+    lines += [str(row[name]) for name in ("verdict", "runs") if row.get(name)]
+    return "\n".join(lines)
 
 
 def styles(baseline_of_label: Mapping[str, str], known: Sequence[str], control: str) -> dict[str, Style]:

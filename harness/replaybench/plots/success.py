@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from replaybench.analysis.compare import POOLED, UNRESOLVED
-from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, level_axis
+from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, level_axis, mark
 
 
 def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -50,7 +50,7 @@ def _draw_arm(axes: Axes, table: pl.DataFrame, look: Look, style: Style, shifts:
     """Draws the means at the first shift from the level's tick, the dots the second one further right."""
     place = {level: number + shifts[0] for number, level in enumerate(look.levels)}
     dots = table.filter(pl.col("kind") == LINEAGE_DOT).drop_nulls("value")
-    axes.scatter(
+    points = axes.scatter(
         [place[level] + shifts[1] for level in dots["level"]],
         dots["value"],
         s=9,
@@ -58,12 +58,14 @@ def _draw_arm(axes: Axes, table: pl.DataFrame, look: Look, style: Style, shifts:
         alpha=0.5,
         linewidths=0,
     )
+    mark(points, dots.to_dicts(), "value")
     means = table.filter((pl.col("kind") == MEAN) & pl.col("value").is_not_null())
     for row in means.iter_rows(named=True):
         x = place[row["level"]]
         if row["low"] is not None:
             axes.plot([x, x], [row["low"], row["high"]], color=style.colour, linewidth=1.3)
-        axes.plot([x], [row["value"]], color=style.colour, marker=style.marker, markersize=5.5)
+        (point,) = axes.plot([x], [row["value"]], color=style.colour, marker=style.marker, markersize=5.5)
+        mark(point, [row], "value")
 
 
 def _limits(table: pl.DataFrame, floor: float, ceiling: float) -> tuple[float, float]:
@@ -102,7 +104,7 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, style: St
     if row["low"] is not None:
         width = (2.6 if is_resolved else 1.1) * (1.0 if is_pooled else 0.6)
         axes.plot([row["low"], row["high"]], [place, place], color=style.colour, linewidth=width, zorder=2)
-    axes.plot(
+    (point,) = axes.plot(
         [row["estimate"]],
         [place],
         marker=style.marker,
@@ -111,6 +113,7 @@ def _draw_difference(axes: Axes, row: Mapping[str, Any], place: float, style: St
         markerfacecolor=style.colour if is_resolved else "white",
         zorder=3,
     )
+    mark(point, [row], "estimate")
 
 
 def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look: Look) -> Axes:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import polars as pl
 from matplotlib.axes import Axes
 
-from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style
+from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style, mark
 
 
 def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -36,7 +36,10 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
             bounded["update"], bounded["low"], bounded["high"], color=style.colour, alpha=0.1, linewidth=0
         )
         dots = arm.filter((pl.col("kind") == LINEAGE_DOT) & (pl.col("update") == means["update"].max()))
-        axes.plot(dots["update"], dots["value"], ".", color=style.colour, markersize=3.5, alpha=0.6, clip_on=False)
+        points = axes.scatter(
+            dots["update"], dots["value"], s=4, color=style.colour, alpha=0.6, linewidths=0, clip_on=False
+        )
+        mark(points, dots.to_dicts(), "value")
     axes.margins(x=0.03)
     return axes
 
@@ -84,12 +87,14 @@ def distances(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     for label, style in look.styles.items():
         arm = table.filter(pl.col("baseline") == label)
         dots = arm.filter(pl.col("kind") == LINEAGE_DOT)
-        axes.scatter(dots[x], dots[y], s=8, color=style.colour, alpha=0.45, linewidths=0)
+        points = axes.scatter(dots[x], dots[y], s=8, color=style.colour, alpha=0.45, linewidths=0)
+        mark(points, dots.to_dicts(), y, x)
         means = arm.filter(pl.col("kind") == MEAN)
         # A control makes no updates and so has no distance.
         if means.is_empty():
             continue
-        axes.scatter(
+        points = axes.scatter(
             means[x], means[y], s=42, color=style.colour, marker=style.marker, edgecolors="white", linewidths=0.5
         )
+        mark(points, means.to_dicts(), y, x)
     return axes

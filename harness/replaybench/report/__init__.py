@@ -3,6 +3,8 @@
 Every sentence is a template filled from a table; a verdict that the tables do not resolve is printed as such.
 """
 
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from markupsafe import Markup
 from replaybench import plots
 from replaybench.record import SweepFolder
 from replaybench.report.drawing import Drawing, ShownFigure
-from replaybench.report.figures import draw
-from replaybench.report.material import gather
+from replaybench.report.figures import draw, draw_one
+from replaybench.report.material import Material, gather
 from replaybench.report.page import render_page
 from replaybench.report.tables import csv_tables, page_tables
 from replaybench.report.verdict import verdict_text
@@ -41,7 +43,10 @@ def build_report(folder: SweepFolder, collect_cost: float | None = None) -> Buil
     out = folder.path / "report"
     with plots.theme():
         drawings = draw(material)
-        shown = {drawing.name: _write_figure(out, drawing) for drawing in drawings}
+        shown = {
+            drawing.name: _show(material, drawing, f"f{number}", collect_cost)
+            for number, drawing in enumerate(drawings)
+        }
     tables = page_tables(material)
     for name, frame in csv_tables(material).items():
         _write(out / "tables" / f"{name}.csv", frame.write_csv().encode())
@@ -55,12 +60,35 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _write_figure(out: Path, drawing: Drawing) -> ShownFigure:
-    rendered = plots.render(drawing.figure, f"figure-{drawing.name.replace('.', '-')}")
-    for suffix, content in (
-        ("png", rendered.png),
-        ("pdf", rendered.pdf),
-        ("csv", drawing.table.write_csv().encode()),
-    ):
-        _write(out / "figures" / f"{drawing.name}.{suffix}", content)
-    return ShownFigure(drawing.name, drawing.title, drawing.caption, Markup(rendered.svg))
+def redraw_figure(folder: SweepFolder, name: str, to: Path, collect_cost: float | None = None) -> list[Path]:
+    """Draws one figure of the report from the records and returns the files written: SVG, PNG, PDF and CSV.
+
+    Raises:
+        ConfigError: The folder holds no sweep, or its report no figure of that name.
+    """
+    with plots.theme():
+        drawing = draw_one(gather(folder, collect_cost), name)
+        return _write_figure(to, drawing, plots.render(drawing.figure))
+
+
+def _show(material: Material, drawing: Drawing, ids: str, collect_cost: float | None) -> ShownFigure:
+    """Writes a figure's files and returns it as the page needs it."""
+    rendered = plots.render(drawing.figure)
+    _write_figure(material.folder.path / "report" / "figures", drawing, rendered)
+    svg = plots.inline_svg(rendered.svg, ids)
+    command = ["replaybench", "report", "figure", os.path.relpath(material.folder.path), drawing.name]
+    command += [] if collect_cost is None else ["--collect-cost", f"{collect_cost:g}"]
+    return ShownFigure(drawing.name, drawing.title, drawing.caption, Markup(svg), shlex.join(command))
+
+
+def _write_figure(folder: Path, drawing: Drawing, rendered: plots.Rendered) -> list[Path]:
+    contents = {
+        "svg": rendered.svg.encode(),
+        "png": rendered.png,
+        "pdf": rendered.pdf,
+        "csv": drawing.table.write_csv().encode(),
+    }
+    paths = {folder / f"{drawing.name}.{suffix}": content for suffix, content in contents.items()}
+    for path, content in paths.items():
+        _write(path, content)
+    return list(paths)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import polars as pl
 
 from replaybench.analysis.across import across_differences
+from replaybench.analysis.compare import UNRESOLVED
 from replaybench.errors import ConfigError
 from replaybench.record import SweepFolder
 from replaybench.results import Sweep, final_success, read_sweep
@@ -35,7 +36,9 @@ def compare_sweeps(first: SweepFolder, second: SweepFolder) -> Compared:
     if table.is_empty():
         raise ConfigError(f"{first.path} and {second.path}: the sweeps share no level, replay ratio and baseline.")
     reason = "on the same logs" if is_paired else "on different logs, so lineages of the two are independent"
-    return Compared(table, f"Both ran {reason}; {'paired' if is_paired else 'unpaired'} over lineages.")
+    num_resolved = (table["verdict"] != UNRESOLVED).sum()
+    note = f"Both ran {reason}; {'paired' if is_paired else 'unpaired'} over lineages."
+    return Compared(table, f"{note} {num_resolved} of {table.height} differences are resolved.")
 
 
 def _logs(sweep: Sweep) -> set[tuple[str, int, str]]:

@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 
 
 class ShownFigure(NamedTuple):
-    """A figure as the page needs it."""
+    """A figure as the page needs it; `command` draws it again."""
 
     name: str
     title: str
     caption: str
     svg: Markup
+    command: str
 
 
 class Drawing(NamedTuple):

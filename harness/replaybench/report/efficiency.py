@@ -142,14 +142,12 @@ def _levels(material: Material, table: pl.DataFrame) -> list[str]:
     return [level for level in known if level in set(table["level"])]
 
 
-def draw_efficiency(material: Material) -> list[Drawing]:
-    """Figures 11 to 13: success against steps, the speed-up over the reference, success against cost."""
+def draw_curves(material: Material) -> list[Drawing]:
+    """Figure 11: success against environment steps."""
     found = efficiency_of(material)
-    drawn = [] if found is None else [_draw_curves(material, found.curves), _draw_speed_ups(material, found.speed_ups)]
-    return drawn + _draw_costs(material)
-
-
-def _draw_curves(material: Material, curves: pl.DataFrame) -> Drawing:
+    if found is None:
+        return []
+    curves = found.curves
     place = [*PLACE, "dataset", "baseline", "steps"]
     renamed = curves.select(*place, "lineage", "value")
     intervals = lineage_intervals(renamed, place).with_columns(kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64))
@@ -185,7 +183,7 @@ def _draw_curves(material: Material, curves: pl.DataFrame) -> Drawing:
         f"{note} Along a curve only the environment steps vary, and what is held fixed stands above it. Under the "
         "logged protocol each point is a training of its own, from the same start, on a log of that size."
     )
-    return Drawing("11-sample-efficiency", "Success against environment steps", caption, figure, table)
+    return [Drawing("11-sample-efficiency", "Success against environment steps", caption, figure, table)]
 
 
 def _mark_start(material: Material, axes: object, dataset: str) -> None:
@@ -194,7 +192,12 @@ def _mark_start(material: Material, axes: object, dataset: str) -> None:
         axes.axhline(value, color=plots.GREY, linestyle="--", linewidth=1.1, zorder=1)  # type: ignore[attr-defined]
 
 
-def _draw_speed_ups(material: Material, table: pl.DataFrame) -> Drawing:
+def draw_speed_ups(material: Material) -> list[Drawing]:
+    """Figure 12: the speed-up over the reference."""
+    found = efficiency_of(material)
+    if found is None:
+        return []
+    table = found.speed_ups
     reference = material.sweep.reference
     panels = sorted(table.select("threshold", *PLACE).unique().iter_rows())
     columns = min(3, len(panels))
@@ -221,11 +224,11 @@ def _draw_speed_ups(material: Material, table: pl.DataFrame) -> Drawing:
         f"{note} Right of the line is faster than {reference}. A bar without a marker: too many pairs are censored for "
         "a median. Score: 0 start policy, 1 expert."
     )
-    return Drawing("12-speed-up", f"Speed-up over {reference}", caption, figure, table)
+    return [Drawing("12-speed-up", f"Speed-up over {reference}", caption, figure, table)]
 
 
-def _draw_costs(material: Material) -> list[Drawing]:
-    """Draws success against total cost, where the sweep trades collecting against learning in at least two ways."""
+def draw_costs(material: Material) -> list[Drawing]:
+    """Figure 13: success against total cost, where collecting is traded against learning in two ways or more."""
     price = material.collect_cost
     if price is None:
         return []

@@ -1,7 +1,7 @@
 """Each figure with the table that it shows and its caption."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import polars as pl
@@ -10,12 +10,13 @@ from replaybench import plots
 from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, pareto_frontier, widest_cell
 from replaybench.analysis.compare import POOLED, cell_means
 from replaybench.baseline import baseline_paths, load_baseline
+from replaybench.errors import unknown_name
 from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
-from replaybench.report.efficiency import draw_efficiency
+from replaybench.report.efficiency import draw_costs, draw_curves, draw_speed_ups
 from replaybench.report.gridworld import draw_study
-from replaybench.report.knobs import draw_knobs
-from replaybench.report.material import Material, loaded_baseline, n_words
+from replaybench.report.knobs import draw_errors_along_knobs, draw_success_along_knobs
+from replaybench.report.material import Material, loaded_baseline, n_words, with_runs
 from replaybench.report.sensitivity import draw_sensitivity
 from replaybench.report.theory import draw_theory
 from replaybench.report.weights import draw_gallery, draw_weights
@@ -49,17 +50,7 @@ LEVEL_MEASURES = {
 STUDY_NS = (1, 16, 256)
 
 
-def draw(material: Material) -> list[Drawing]:
-    """Draws every figure for which there is something to show."""
-    drawings = [draw_success(material), draw_differences(material)]
-    drawings += draw_diagnostics(material) + draw_distances(material)
-    drawings += [*draw_weights(material), draw_gallery()]
-    drawings += [draw_bias_variance(material), draw_study(material), draw_theory()]
-    drawings += [*draw_levels(material), *draw_sensitivity(material), *draw_profiles(material)]
-    return [*drawings, *draw_knobs(material), *draw_efficiency(material)]
-
-
-def draw_success(material: Material) -> Drawing:
+def draw_success(material: Material) -> list[Drawing]:
     """Figure 1: success after training against the freshness level."""
     table = success_table(material)
     ratios, datasets = material.sweep.spec.ratios(), material.datasets
@@ -80,7 +71,7 @@ def draw_success(material: Material) -> Drawing:
         f"{note} Levels in order of measured KL(mu||start). Grey dashed line: the start policy, untrained. "
         "Lineages differ from each other, so overlapping bars do not decide a comparison; the paired differences do."
     )
-    return Drawing("1-success", "Success after training", caption, figure, table)
+    return [Drawing("1-success", "Success after training", caption, figure, table)]
 
 
 def success_table(material: Material) -> pl.DataFrame:
@@ -89,7 +80,8 @@ def success_table(material: Material) -> pl.DataFrame:
     means = material.summary.filter(pl.col("dataset") != POOLED).select(
         *place, kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64), value="estimate", low="low", high="high", n="n"
     )
-    return pl.concat([means, _dots(cell_means(material.success), place)])
+    dots = _dots(cell_means(material.success), place)
+    return with_runs(material, pl.concat([means, dots]))
 
 
 def _dots(means: pl.DataFrame, place: Sequence[str]) -> pl.DataFrame:
@@ -118,7 +110,7 @@ def _with_ticks(material: Material, dataset: str) -> plots.Look:
     return material.look._replace(ticks=ticks)
 
 
-def draw_differences(material: Material) -> Drawing:
+def draw_differences(material: Material) -> list[Drawing]:
     """Figure 2: paired differences to the reference."""
     table = material.differences
     if len(material.datasets) == 1:
@@ -147,7 +139,7 @@ def draw_differences(material: Material) -> Drawing:
         f"{note} Right of the line is better than {reference}. Hollow: no difference resolved. An interval is that of "
         "one comparison and can exclude 0 where the adjusted verdict resolves nothing."
     )
-    return Drawing("2-differences", f"Difference to {reference}", caption, figure, table)
+    return [Drawing("2-differences", f"Difference to {reference}", caption, figure, table)]
 
 
 def draw_diagnostics(material: Material) -> list[Drawing]:
@@ -159,7 +151,7 @@ def draw_diagnostics(material: Material) -> list[Drawing]:
         *place, kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64), value="value", low="low", high="high", n="n"
     )
     last = means.filter(pl.col("update") == pl.col("update").max().over("dataset", "replay_ratio", "level"))
-    table = pl.concat([intervals, _dots(last, place)])
+    table = with_runs(material, pl.concat([intervals, _dots(last, place)]))
     drawings = []
     for dataset in material.datasets:
         for ratio in material.sweep.spec.ratios():
@@ -200,7 +192,7 @@ def draw_distances(material: Material) -> list[Drawing]:
     rows = curves(material.folder, [TO_BEHAVIOUR, TO_START])
     if rows.is_empty():
         return []
-    table = _distance_table(rows)
+    table = with_runs(material, _distance_table(rows))
     settings = [(d, r) for d in material.datasets for r in material.sweep.spec.ratios()]
     levels = material.look.levels
     figure, axes = plots.panels(len(settings), len(levels), width=2.9, height=2.5, share_x=True, share_y=True)
@@ -235,7 +227,7 @@ def _distance_table(rows: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([means, dots]).sort(*place, "kind", "lineage", nulls_last=True)
 
 
-def draw_bias_variance(material: Material) -> Drawing:
+def draw_bias_variance(material: Material) -> list[Drawing]:
     """Figure 6: the exact bias-variance frontier of the GridWorld study's cell with the widest ratios."""
     cell = widest_cell()
     table = _study_table(material, cell)
@@ -260,7 +252,7 @@ def draw_bias_variance(material: Material) -> Drawing:
         "of the study's cells. Bias is against plain importance sampling; the estimator that is always 0 takes part. "
         "Baselines at their defaults and along their knob, not at this sweep's settings."
     )
-    return Drawing("6-bias-variance", "Bias and variance of the gradient estimator", caption, figure, table)
+    return [Drawing("6-bias-variance", "Bias and variance of the gradient estimator", caption, figure, table)]
 
 
 def _study_table(material: Material, cell: StudyCell) -> pl.DataFrame:
@@ -320,3 +312,45 @@ def draw_levels(material: Material) -> list[Drawing]:
     figure.legend(handles=plots.dataset_handles(material.datasets), loc="outside upper left", ncols=4, frameon=False)
     caption = f"{note} Measured on the whole log of each level against the start policy, before any training."
     return [Drawing("7-levels", "Off-policyness of each level", caption, figure, table)]
+
+
+# By what the names of its figures start with.
+DRAWERS: dict[str, Callable[[Material], list[Drawing]]] = {
+    "1-success": draw_success,
+    "2-differences": draw_differences,
+    "3-diagnostics": draw_diagnostics,
+    "4-distances": draw_distances,
+    "5-weights": draw_weights,
+    "6-bias-variance": draw_bias_variance,
+    "6-knobs": draw_errors_along_knobs,
+    "6-study": draw_study,
+    "6-theory": draw_theory,
+    "7-levels": draw_levels,
+    "8-knobs": draw_success_along_knobs,
+    "8-sensitivity": draw_sensitivity,
+    "9-gallery-of-weights": draw_gallery,
+    "10-profiles": draw_profiles,
+    "11-sample-efficiency": draw_curves,
+    "12-speed-up": draw_speed_ups,
+    "13-cost": draw_costs,
+}
+
+
+def draw(material: Material) -> list[Drawing]:
+    """Draws every figure for which there is something to show."""
+    return [drawing for drawer in DRAWERS.values() for drawing in drawer(material)]
+
+
+def draw_one(material: Material, name: str) -> Drawing:
+    """Draws the figure of that name alone.
+
+    Raises:
+        ConfigError: The report has no such figure, or the sweep nothing to show in it.
+    """
+    near = [drawer for stem, drawer in DRAWERS.items() if name.startswith(stem)]
+    if not near:
+        raise unknown_name("figure", name, DRAWERS)
+    drawn = {drawing.name: drawing for drawer in near for drawing in drawer(material)}
+    if name not in drawn:
+        raise unknown_name(f"figure of {material.folder.path}", name, drawn)
+    return drawn[name]

@@ -151,7 +151,7 @@ def _lag_words(study: Study) -> str:
     )
 
 
-def draw_study(material: Material) -> Drawing:
+def draw_study(material: Material) -> list[Drawing]:
     """Figure 6b: who has the least error by number of samples, and by lag."""
     study = gridworld_study()
     families = [ZERO, *study.setup.families]
@@ -185,7 +185,7 @@ def draw_study(material: Material) -> Drawing:
     )
     plots.finish(figure, look, [*families, OTHERS], note)
     table = pl.concat([*tables, *errors], how="diagonal")
-    return Drawing("6-study", "The published claim by number of samples and by lag", note, figure, table)
+    return [Drawing("6-study", "The published claim by number of samples and by lag", note, figure, table)]
 
 
 def _wins_table(panel: str, wins: Mapping[int, Counter[str]], families: Sequence[str]) -> pl.DataFrame:

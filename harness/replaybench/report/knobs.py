@@ -20,12 +20,8 @@ SAMPLES = 64
 DISTANCE = "end_kl_start"
 
 
-def draw_knobs(material: Material) -> list[Drawing]:
-    """Figures 8b and 6d: success along the knob at each level, and the exact error along the knob at each lag."""
-    return [*_draw_success(material), _draw_error(material)]
-
-
-def _draw_success(material: Material) -> list[Drawing]:
+def draw_success_along_knobs(material: Material) -> list[Drawing]:
+    """Figure 8b: success along the knob at each level."""
     table = success_frame(material)
     if table.is_empty():
         return []
@@ -58,7 +54,8 @@ def success_frame(material: Material) -> pl.DataFrame:
     return found.with_columns(series=pl.format("lr {}, R {}", rate, pl.col("replay_ratio")))
 
 
-def _draw_error(material: Material) -> Drawing:
+def draw_errors_along_knobs(_: Material) -> list[Drawing]:
+    """Figure 6d: the exact error along the knob at each lag."""
     table = error_frame()
     families = table["family"].unique(maintain_order=True).to_list()
     styles = plots.styles({name: name for name in families}, list(baseline_paths()), ZERO)
@@ -76,7 +73,7 @@ def _draw_error(material: Material) -> Drawing:
         "steps earlier. Dot: the knob of least error."
     )
     plots.add_note(figure, note)
-    return Drawing("6-knobs", "Exact error along the knob", note, figure, table)
+    return [Drawing("6-knobs", "Exact error along the knob", note, figure, table)]
 
 
 def error_frame() -> pl.DataFrame:

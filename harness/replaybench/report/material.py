@@ -98,6 +98,23 @@ def n_words(material: Material) -> str:
     return "n = 0 lineages" if not counts else f"n = {from_to(counts[0], counts[-1])} lineages"
 
 
+def with_runs(material: Material, table: pl.DataFrame) -> pl.DataFrame:
+    """Adds the column `runs`: the ids of the runs behind each lineage's row, one a line, null in other rows."""
+    place = [name for name in ("dataset", "replay_ratio", "level", "baseline", "lineage") if name in table.columns]
+    sweep = material.sweep
+    runs = pl.DataFrame(
+        [
+            {"runs": run_id, "baseline": sweep.labels[run_id], "level": sweep.levels[run_id]}
+            | {name: getattr(run, name) for name in ("dataset", "replay_ratio", "lineage")}
+            for run in sweep.runs
+            if material.folder.is_complete(run_id := run.run_id())
+        ],
+        schema={"runs": pl.String, **{name: table.schema[name] for name in place}},
+    )
+    joined = runs.group_by(place).agg(pl.col("runs").str.join("\n"))
+    return table.join(joined, on=place, how="left", nulls_equal=True, maintain_order="left")
+
+
 def first_runs(sweep: Sweep) -> dict[str, RunSpec]:
     """Returns one run of each arm, by label."""
     found: dict[str, RunSpec] = {}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from replaybench import plots
 from replaybench.paths import TEMPLATE_DIR
 from replaybench.report.cells import Table
 from replaybench.report.distances import walk_words
@@ -53,7 +54,10 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
         rendered = environment.get_template(f"sections/{name}.html").render(content).strip()
         if rendered:
             sections.append(Section(name, title, Markup(rendered)))
-    return environment.get_template("index.html").render(name=material.sweep.spec.name, sections=sections)
+    colours = Markup(plots.colour_css(figure.svg for figure in figures.values()))
+    return environment.get_template("index.html").render(
+        name=material.sweep.spec.name, sections=sections, colours=colours
+    )
 
 
 def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Mapping[str, Table]) -> dict[str, Any]:

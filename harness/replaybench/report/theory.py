@@ -12,6 +12,7 @@ from replaybench.analysis.bias_variance import NUM_SAMPLES, widest_cell
 from replaybench.analysis.theory import GRID_STEP, NEAR_ZERO, concentration, gradient_left, peak, update_bound
 from replaybench.baseline import load_baseline
 from replaybench.report.drawing import Drawing
+from replaybench.report.material import Material
 from replaybench.report.words import listed
 from replaybench.seeding import numpy_generator
 from replaybench.study import coefficient_of, curve_of, published_study
@@ -101,7 +102,7 @@ def _last_distance(rows: pl.DataFrame, column: str, share: float) -> float:
     return float(kept.max()) if len(kept) else 0.0  # type: ignore[arg-type]
 
 
-def draw_theory() -> Drawing:
+def draw_theory(_: Material) -> list[Drawing]:
     """Figure 6c: the bound, the concentration around a biased mean, and where the gradient ends."""
     theory = measured_theory()
     figure, axes = plots.panels(2, 2, width=5.0, height=2.8)
@@ -125,7 +126,7 @@ def draw_theory() -> Drawing:
     )
     plots.add_note(figure, note)
     table = pl.concat([theory.peaks, theory.concentration, theory.left], how="diagonal_relaxed")
-    return Drawing("6-theory", "The theory, measured", note, figure, table)
+    return [Drawing("6-theory", "The theory, measured", note, figure, table)]
 
 
 def _label_styles(left: pl.DataFrame) -> dict[str, plots.Style]:

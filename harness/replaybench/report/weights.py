@@ -76,7 +76,7 @@ def _curves(
     return pl.concat(frames)
 
 
-def draw_gallery() -> Drawing:
+def draw_gallery(_: Material) -> list[Drawing]:
     """Figure 9: c(l) of every correction for which it is a function of the item alone, at the defaults."""
     found = [load_baseline(name) for name in baseline_paths()]
     shown = [b for b in found if not b.declaration.beyond_the_item and not b.declaration.batch_statistics]
@@ -98,4 +98,4 @@ def draw_gallery() -> Drawing:
     plots.add_note(figure, note)
     missing = ", ".join(f"{b.name} ({b.declaration.why_no_curve})" for b in found if b not in shown)
     caption = f"{note} Without a curve of their own: {missing}."
-    return Drawing("9-gallery-of-weights", "Gallery of weights", caption, figure, table)
+    return [Drawing("9-gallery-of-weights", "Gallery of weights", caption, figure, table)]
