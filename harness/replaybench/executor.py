@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import threading
 import time
 import traceback
@@ -14,6 +15,8 @@ from replaybench.errors import DiskError, ReplayBenchError
 
 MAX_DEATHS = 3
 ORPHAN_CHECK_S = 1.0
+# Threads of numerical libraries are fixed before they load: two pools of threads on one core are slower than one.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
 class Job(NamedTuple):
@@ -29,6 +32,20 @@ class Done(NamedTuple):
     job: Job
     result: str
     error: tuple[str, str] | None
+
+
+class Place(NamedTuple):
+    """Where and since when a job runs. node: of a cluster, of which one host may carry several."""
+
+    host: str
+    node: str
+    process: int
+    since_unix_s: float
+
+
+def this_place(node: str = "") -> Place:
+    """Returns this process, from now on."""
+    return Place(socket.gethostname(), node, os.getpid(), time.time())
 
 
 # Takes a job's payload in a worker process and returns text for the driver. A module-level function.
@@ -54,7 +71,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
             while queue or running:
                 while queue and len(running) < limit:
                     # Taken off the list once it is submitted: a pool that has just broken refuses it.
-                    running[pool.submit(_guarded, work, queue[-1].payload)] = queue[-1]
+                    running[pool.submit(guarded, work, queue[-1].payload)] = queue[-1]
                     queue.pop()
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 # Results first, so that the death of one worker does not throw away what another has finished.
@@ -74,8 +91,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
 
 
 def _start_pool(workers: int) -> ProcessPoolExecutor:
-    # Threads of numerical libraries are fixed before they load: two pools of threads on one core are slower than one.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"):
+    for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
@@ -106,7 +122,8 @@ def _die_with(driver: int) -> None:
     os._exit(1)
 
 
-def _guarded(work: Work, payload: str) -> tuple[str, tuple[str, str] | None]:
+def guarded(work: Work, payload: str) -> tuple[str, tuple[str, str] | None]:
+    """Returns (result, None), or ("", (reason, traceback)) where the work raised."""
     try:
         return work(payload), None
     except DiskError:

@@ -18,8 +18,8 @@ from replaybench.estimators import find_estimator
 from replaybench.paths import PRESETS_DIR
 from replaybench.policy import has_action_values
 from replaybench.recipe import Recipe, load_recipe, read_toml
-from replaybench.spec import BufferedSettings, EvaluateSettings, RunSpec, Spec, TrainSettings, validate
-from replaybench.store import Card, card_digest, open_log, read_card
+from replaybench.spec import BufferedSettings, EvaluateSettings, Resources, RunSpec, Spec, TrainSettings, validate
+from replaybench.store import Card, Log, is_url, open_log
 from replaybench.train import steps_for
 
 LEARNING_RATE = "learning_rate"
@@ -43,7 +43,8 @@ class PlannedCell(NamedTuple):
 class SweepSpec(Spec):
     """A sweep as a user writes it.
 
-    datasets: recipe names, recipe files, or folders of logs made elsewhere (<folder>/lineage-*/card.toml).
+    datasets: recipe names, recipe files, or folders of logs made elsewhere (<folder>/lineage-*/card.toml), by path or
+        by a URL that fsspec reads, such as s3://bucket/logs/mine.
     baselines: names or .py files. control: the baseline that leaves the start policy as it is.
     reference: the baseline that the verdicts compare with.
     tuned: file of presets/tuned with each baseline's learning rate and settings.
@@ -53,9 +54,10 @@ class SweepSpec(Spec):
         has the replay ratio that follows from its settings.
     grid: per baseline, tables of learning_rate and settings, each a list of values; a table stands for every
         combination of its values. Overrides `tuned`.
+    resources: what a run asks for on a cluster; no part of the run's id.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("budgets", "buffered", "regimes")
+    later: ClassVar[tuple[str, ...]] = ("budgets", "buffered", "regimes", "resources")
     name: str
     description: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
@@ -74,6 +76,7 @@ class SweepSpec(Spec):
     budgets: tuple[Budget, ...] = ()
     buffered: BufferedSettings | None = None
     regimes: dict[str, dict[str, Any]] = {}
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _has_cells(self) -> Self:
@@ -131,10 +134,10 @@ class Arm(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a sweep's dataset comes from: a recipe to make it with, or a folder made elsewhere (recipe None)."""
+    """Where a sweep's dataset comes from: a recipe to make it with, or a folder or URL made elsewhere (recipe None)."""
 
     name: str
-    folder: Path
+    folder: Path | str
     recipe: Recipe | None
 
 
@@ -175,7 +178,9 @@ def sources(spec: SweepSpec, data_dir: Path) -> list[Source]:
     found = []
     for name in spec.datasets:
         folder = Path(name)
-        if "/" in name and folder.is_dir():
+        if is_url(name):
+            found.append(Source(folder.name, name.rstrip("/"), None))
+        elif "/" in name and folder.is_dir():
             found.append(Source(folder.name, folder, None))
         else:
             recipe = load_recipe(name)
@@ -183,9 +188,10 @@ def sources(spec: SweepSpec, data_dir: Path) -> list[Source]:
     return found
 
 
-def lineage_folder(dataset_folder: Path, lineage: int) -> Path:
-    """Returns the log folder of a lineage."""
-    return dataset_folder / f"lineage-{lineage:03d}"
+def lineage_folder(dataset_folder: Path | str, lineage: int) -> Path | str:
+    """Returns the log folder of a lineage: a path, or a URL where the data set's is one."""
+    name = f"lineage-{lineage:03d}"
+    return f"{dataset_folder}/{name}" if is_url(dataset_folder) else Path(dataset_folder) / name
 
 
 def check(spec: SweepSpec, found: list[Source]) -> list[Arm]:
@@ -289,12 +295,12 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
     planned: list[RunSpec] = []
     for lineage, source in itertools.product(spec.lineages, found):
         folder = lineage_folder(source.folder, lineage)
-        card = read_card(folder)
-        digest = card_digest(folder)
+        log = open_log(folder)
+        card = log.card
         _check_levels(spec, source, card)
         _check_policy(spec, source.name, card.policy)
         for arm in all_arms:
-            _check_needs(arm.baseline, source.name, folder, card, spec)
+            _check_needs(arm.baseline, source.name, log, spec)
         for arm in all_arms:
             cells: list[tuple[str | None, float | None, int, int]]
             if arm.baseline.declaration.updates_policy:
@@ -307,7 +313,7 @@ def runs(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[RunS
                     RunSpec(
                         dataset=source.name,
                         data_folder=str(folder),
-                        card_sha256=digest,
+                        card_sha256=log.digest,
                         task=card.task,
                         lineage=lineage,
                         data_format=spec.data_format,
@@ -349,11 +355,11 @@ def _check_levels(spec: SweepSpec, source: Source, card: Card) -> None:
                 )
 
 
-def _check_needs(baseline: Baseline, dataset: str, folder: Path, card: Card, spec: SweepSpec) -> None:
+def _check_needs(baseline: Baseline, dataset: str, log: Log, spec: SweepSpec) -> None:
     """Refuses a baseline that reads what the logs lack."""
-    needs = baseline.declaration.needs
+    card, needs = log.card, baseline.declaration.needs
     lacking = []
-    if "mu_logits" in needs and not open_log(folder).has_mu_logits(spec.levels, spec.data_format):
+    if "mu_logits" in needs and not log.has_mu_logits(spec.levels, spec.data_format):
         lacking.append("mu_logits")
     reads_lag = "lag_updates" in needs or baseline.sampling_weight is not None
     if reads_lag and any(card.levels[level].lag_updates is None for level in spec.levels):

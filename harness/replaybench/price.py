@@ -18,7 +18,7 @@ from replaybench.replay import minibatches, pack
 from replaybench.rollout import Acting, goal_plans, policy_actor, rollout
 from replaybench.seeding import numpy_generator, torch_generator
 from replaybench.spec import BufferedSettings, EvaluateSettings
-from replaybench.store.card import FILE_NAME, read_card
+from replaybench.store import has_card, open_log
 from replaybench.suites import make_suite
 from replaybench.train import steps_for
 
@@ -48,7 +48,7 @@ def price(spec: SweepSpec, found: list[Source], all_arms: list[Arm]) -> list[dic
         (source.name, lineage)
         for source in found
         for lineage in spec.lineages
-        if not (lineage_folder(source.folder, lineage) / FILE_NAME).exists()
+        if not has_card(lineage_folder(source.folder, lineage))
     ]
     counts: list[dict[str, Any]] = [
         {"quantity": "datasets", "value": ", ".join(source.name for source in found)},
@@ -91,7 +91,7 @@ class _Setting(NamedTuple):
 
 def _setting(spec: SweepSpec, source: Source) -> _Setting:
     if source.recipe is None:
-        card = read_card(lineage_folder(source.folder, spec.lineages[0]))
+        card = open_log(lineage_folder(source.folder, spec.lineages[0])).card
         return _Setting(card.suite, card.suite_settings, card.task, card.policy, card.policy_settings)
     recipe = source.recipe
     sizes = make_suite(recipe.suite, recipe.suite_settings).policy_settings(recipe.task)

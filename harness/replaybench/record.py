@@ -6,6 +6,7 @@
 <out>/runs/<run id>/manifest.json      clocks, host, attempts; written last: a run that has one is complete
 <out>/collected/<run id>/lineage-NNN/  the log of what a buffered run collected, where it is kept
 <out>/failed/<run id>/failure.json     why a run has no result, with traceback.txt
+<out>/running/<run id>.json            where and since when it runs; of no meaning unless the lock is held
 <out>/.lock                            held by the driver through the operating system, gone with its process
 """
 
@@ -13,12 +14,13 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from replaybench.errors import ConfigError, DataError
 from replaybench.spec import RunSpec
+from replaybench.store.card import FILE_NAME as CARD
 from replaybench.store.files import TEMPORARY, atomic_write, locked
 
 if TYPE_CHECKING:
@@ -49,6 +51,18 @@ class SweepFolder:
                     f"{self.path}: another sweep is running in this folder. Wait for it, or choose another --out."
                 ) from error
             yield
+
+    def is_locked(self) -> bool:
+        """Whether a sweep is running in this folder."""
+        path = self.path / ".lock"
+        if not path.exists():
+            return False
+        with path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def claim(self, plan: Mapping[str, Any]) -> None:
         """Writes the plan, or checks that the folder belongs to the same one.
@@ -106,6 +120,29 @@ class SweepFolder:
         """Returns the recorded failure of each failed run."""
         return [read_json(path) for path in sorted((self.path / "failed").glob(f"*/{FAILURE}"))]
 
+    def write_running(self, run_id: str, place: Mapping[str, Any]) -> None:
+        """Writes where a run has started."""
+        _write_text(self.path / "running" / f"{run_id}.json", json.dumps({"run_id": run_id, **place}))
+
+    def forget_running(self, run_id: str) -> None:
+        """Removes the note that a run is running."""
+        (self.path / "running" / f"{run_id}.json").unlink(missing_ok=True)
+
+    def forget_all_running(self) -> None:
+        """Removes what a driver that was killed left."""
+        shutil.rmtree(self.path / "running", ignore_errors=True)
+
+    def running(self) -> list[dict[str, Any]]:
+        """Returns where each run is running, oldest first; empty where no sweep holds the folder."""
+        found = []
+        for path in (self.path / "running").glob("[!.]*.json") if self.is_locked() else ():
+            # A note may go while it is looked at.
+            with suppress(DataError):
+                note = read_json(path)
+                if not self.is_complete(path.stem) and not self.has_failed(path.stem):
+                    found.append(note)
+        return sorted(found, key=lambda note: note["since_unix_s"])
+
     def forget_failure(self, run_id: str) -> None:
         """Removes the record of a failure, so that the run is due again."""
         shutil.rmtree(self.path / "failed" / run_id, ignore_errors=True)
@@ -118,6 +155,12 @@ class SweepFolder:
         _write_text(folder / "spec.json", spec.model_dump_json(indent=1))
         _write_rows(folder / "rows.parquet", spec, rows)
         _write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+
+    def adopt(self, files: Mapping[str, bytes]) -> None:
+        """Writes what a node made in a sweep folder of its own; a card after its files, the manifest last."""
+        for path in sorted(files, key=lambda path: (path.endswith(f"/{MANIFEST}"), path.endswith(f"/{CARD}"))):
+            with atomic_write(self.path / path) as temporary:
+                temporary.write_bytes(files[path])
 
     def collected(self, spec: RunSpec) -> Path:
         """Returns the log folder of what a buffered run collects, in a folder that can be a sweep's data set."""

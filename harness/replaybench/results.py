@@ -17,11 +17,11 @@ from scipy import special
 
 from replaybench.analysis.compare import CELL, RUN_SCHEMA, SETTING
 from replaybench.analysis.sample_efficiency import CURVE_SCHEMA
+from replaybench.errors import DataError
 from replaybench.plan import SweepSpec
 from replaybench.record import MANIFEST, SweepFolder, read_json
 from replaybench.spec import RunSpec, validate
-from replaybench.store import card_digest, read_card
-from replaybench.store.card import FILE_NAME
+from replaybench.store import open_log
 
 FINAL_METRIC = "success"
 # Points that make a curve.
@@ -249,10 +249,12 @@ def level_facts(runs: Sequence[RunSpec]) -> LevelFacts:
     rows: list[dict[str, Any]] = []
     unread = []
     for (data_folder, digest), run in sorted({(run.data_folder, run.card_sha256): run for run in runs}.items()):
-        if not (Path(data_folder) / FILE_NAME).is_file() or card_digest(data_folder) != digest:
+        try:
+            card = open_log(data_folder, digest).card
+        except DataError:
             unread.append(data_folder)
             continue
-        for level, entry in read_card(data_folder).levels.items():
+        for level, entry in card.levels.items():
             lag_low, lag_high = entry.lag_updates or (None, None)
             place = {"dataset": run.dataset, "task": run.task, "lineage": run.lineage, "level": level}
             lag = {"lag_low": lag_low, "lag_high": lag_high, "branch_updates": entry.branch_updates}

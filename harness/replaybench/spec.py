@@ -178,6 +178,13 @@ class EvaluateSettings(Spec):
     greedy: bool = False
 
 
+class Resources(Spec):
+    """What a run asks of a Ray cluster's node; parts of a GPU share it."""
+
+    num_cpus: PositiveFloat = 1
+    num_gpus: NonNegativeFloat = 0
+
+
 class RunSpec(Spec):
     """Everything that decides a run's numbers, apart from versions and the machine; its record rebuilds it.
 

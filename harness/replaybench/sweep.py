@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,14 @@ from replaybench.buffered import train_buffered
 from replaybench.collect import make_lineage, write_collected
 from replaybench.diagnostics import Stopwatch
 from replaybench.errors import DataError, RunFailed
-from replaybench.executor import Done, Job, run_jobs
+from replaybench.executor import Done, Job, run_jobs, this_place
+from replaybench.executor_ray import Arrival, Cluster, run_jobs_ray
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
 from replaybench.provenance import checkout_commit, host_facts, versions
 from replaybench.recipe import Recipe
 from replaybench.record import SweepFolder, missing_runs
 from replaybench.spec import RunSpec
-from replaybench.store import open_log, read_card
-from replaybench.store.card import FILE_NAME
+from replaybench.store import has_card, is_url, open_log
 from replaybench.store.files import locked
 from replaybench.train import train
 
@@ -60,7 +61,7 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
     for lineage in lineages:
         for source in sources:
             folder = lineage_folder(source.folder, lineage)
-            if (folder / FILE_NAME).exists():
+            if has_card(folder):
                 if source.recipe is not None:
                     _check_recipe(source.recipe, folder)
             elif source.recipe is None:
@@ -87,8 +88,8 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
         raise RunFailed("\n".join(failures))
 
 
-def _check_recipe(recipe: Recipe, folder: Path) -> None:
-    if read_card(folder).recipe_sha256 != recipe.digest():
+def _check_recipe(recipe: Recipe, folder: Path | str) -> None:
+    if open_log(folder).card.recipe_sha256 != recipe.digest():
         raise DataError(
             f"{folder}: was made by another version of recipe '{recipe.name}'. Remove the folder to make it again, "
             "or choose another --data folder."
@@ -126,18 +127,28 @@ def claim(folder: SweepFolder, spec: SweepSpec, found: list[Source]) -> list[Run
     return planned
 
 
-def run_sweep(folder: SweepFolder, due: Sequence[RunSpec], workers: int, listen: Listener) -> Outcome:
+def run_sweep(folder: SweepFolder, due: Sequence[RunSpec], workers: int | Cluster, listen: Listener) -> Outcome:
     """Runs what is due and records each result or failure; a failed run does not stop the others.
+
+    Args:
+        workers: Processes on this machine, or the Ray cluster that carries the runs out.
 
     Raises:
         DiskError: A result or failure could not be written. Its run stays due.
     """
-    jobs = [Job(run.run_id(), run.model_dump_json()) for run in due]
-    specs = {job.name: run for job, run in zip(jobs, due, strict=True)}
+    specs = {run.run_id(): run for run in due}
+    folder.forget_all_running()
+    if isinstance(workers, Cluster):
+        jobs = [Job(name, _sent(run)) for name, run in specs.items()]
+        ended = run_jobs_ray(_SentWork, jobs, workers, lambda arrival: _receive(folder, arrival))
+    else:
+        jobs = [Job(name, run.model_dump_json()) for name, run in specs.items()]
+        ended = run_jobs(_Work(folder.path), jobs, workers)
     failed = 0
     if jobs:
         listen(Progress("runs", 0, len(jobs)))
-    for number, done in enumerate(run_jobs(_Work(folder.path), jobs, workers), start=1):
+    for number, done in enumerate(ended, start=1):
+        folder.forget_running(done.job.name)
         if done.error is not None:
             failed += 1
             folder.write_failure(specs[done.job.name], *done.error)
@@ -159,27 +170,66 @@ class _Work:
 
     def __call__(self, payload: str) -> str:
         spec = RunSpec.model_validate_json(payload)
-        started = time.time()
-        clock = time.perf_counter()
-        log = open_log(Path(spec.data_folder))
-        if log.digest != spec.card_sha256:
-            raise DataError(f"{spec.data_folder}: its card changed since the sweep was planned. Start a new sweep.")
-        result = train_buffered(spec, log) if spec.buffered else train(spec, log)
-        if result.collected:
-            write_collected(SweepFolder(self.folder).collected(spec), spec, log, result)
-        manifest: dict[str, Any] = {
-            "run_id": spec.run_id(),
-            "started_unix_s": started,
-            "wall_s": time.perf_counter() - clock,
-            "seconds_per_environment_step": _per_item(result.rows.acting),
-            "seconds_per_learner_sample": _per_item(result.rows.learning),
-            "host": host_facts(),
-            "commit": checkout_commit(),
-            "versions": versions(log.card.versions.get("simulator", log.card.suite)),
-        }
-        SweepFolder(self.folder).write_result(spec, result.rows, manifest)
-        final = [v for m, v in zip(result.rows.metric, result.rows.value, strict=True) if m == "success"]
-        return repr(final[-1])
+        folder = SweepFolder(self.folder)
+        folder.write_running(spec.run_id(), this_place()._asdict())
+        return _carry_out(spec, spec, folder)
+
+
+def _sent(run: RunSpec) -> str:
+    """Returns what a node of a cluster is told: the run, and what it cannot see from there."""
+    source = Path(run.baseline_path).read_text(encoding="utf-8") if run.baseline_path else None
+    # A node's working folder is another one.
+    data_folder = run.data_folder if is_url(run.data_folder) else str(Path(run.data_folder).resolve())
+    return json.dumps({"run": run.model_dump(mode="json"), "data_folder": data_folder, "baseline_source": source})
+
+
+class _SentWork:
+    """Runs one run on a node of a cluster, into a folder there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, payload: str) -> str:
+        sent = json.loads(payload)
+        spec = RunSpec.model_validate(sent["run"])
+        here = spec.model_copy(update={"data_folder": sent["data_folder"]})
+        with tempfile.TemporaryDirectory(prefix="replaybench-") as own:
+            if sent["baseline_source"] is not None:
+                path = Path(own) / f"{spec.baseline}.py"
+                path.write_text(sent["baseline_source"], encoding="utf-8", newline="")
+                here = here.model_copy(update={"baseline_path": str(path)})
+            return _carry_out(spec, here, SweepFolder(self.folder))
+
+
+def _receive(folder: SweepFolder, arrival: Arrival) -> None:
+    if arrival.place is not None:
+        folder.write_running(arrival.job.name, arrival.place._asdict())
+    else:
+        folder.forget_running(arrival.job.name)
+        folder.adopt(arrival.files)
+
+
+def _carry_out(spec: RunSpec, here: RunSpec, folder: SweepFolder) -> str:
+    """Runs `here`, which is `spec` with the paths of this machine, and records it as `spec`; returns its success."""
+    started = time.time()
+    clock = time.perf_counter()
+    log = open_log(here.data_folder, here.card_sha256)
+    result = train_buffered(here, log) if here.buffered else train(here, log)
+    if result.collected:
+        write_collected(folder.collected(spec), spec, log, result)
+    manifest: dict[str, Any] = {
+        "run_id": spec.run_id(),
+        "started_unix_s": started,
+        "wall_s": time.perf_counter() - clock,
+        "seconds_per_environment_step": _per_item(result.rows.acting),
+        "seconds_per_learner_sample": _per_item(result.rows.learning),
+        "host": host_facts(),
+        "commit": checkout_commit(),
+        "versions": versions(log.card.versions.get("simulator", log.card.suite)),
+    }
+    folder.write_result(spec, result.rows, manifest)
+    final = [v for m, v in zip(result.rows.metric, result.rows.value, strict=True) if m == "success"]
+    return repr(final[-1])
 
 
 def _per_item(stopwatch: Stopwatch) -> float | None:
@@ -200,8 +250,24 @@ def retry_failed(folder: SweepFolder) -> int:
     return len(failures)
 
 
-def iterate_status(folder: SweepFolder, planned: Sequence[RunSpec]) -> Iterator[tuple[str, int, int, int]]:
-    """Yields (baseline, complete, failed, planned) in the plan's order of baselines."""
-    for baseline in dict.fromkeys(run.baseline for run in planned):
-        ids = [run.run_id() for run in planned if run.baseline == baseline]
-        yield baseline, sum(map(folder.is_complete, ids)), sum(map(folder.has_failed, ids)), len(ids)
+def status(folder: SweepFolder, planned: Sequence[RunSpec]) -> list[dict[str, Any]]:
+    """Returns a row for each baseline in the plan's order; `running` lists where its runs are, the rest are counts."""
+    running = {note["run_id"]: note for note in folder.running()}
+    ids: dict[str, list[str]] = {}
+    for run in planned:
+        ids.setdefault(run.baseline, []).append(run.run_id())
+    rows = []
+    for baseline, names in ids.items():
+        complete, failed = sum(map(folder.is_complete, names)), sum(map(folder.has_failed, names))
+        places = [running[name] for name in names if name in running]
+        rows.append(
+            {
+                "baseline": baseline,
+                "complete": complete,
+                "failed": failed,
+                "running": places,
+                "missing": len(names) - complete - failed - len(places),
+                "planned": len(names),
+            }
+        )
+    return rows

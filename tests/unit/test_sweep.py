@@ -23,10 +23,10 @@ from replaybench.sweep import (
     _make_lineage_job,
     claim,
     due_runs,
-    iterate_status,
     make_data,
     retry_failed,
     run_sweep,
+    status,
 )
 
 ToySweep = Callable[..., SweepSpec]
@@ -101,8 +101,9 @@ def test_a_failing_baseline_is_recorded_and_the_others_go_on(
     (failure,) = folder.failures()
     assert failure["reason"] == "RuntimeError: on purpose"
     assert "in surrogate" in (folder.path / "failed" / failure["run_id"] / "traceback.txt").read_text()
-    assert list(iterate_status(folder, planned)) == [("zero", 1, 0, 1), ("ppo_clip", 1, 0, 1), ("broken", 0, 1, 1)]
-    assert list(iterate_status(folder, folder.runs())) == list(iterate_status(folder, planned))
+    counts = [(row["baseline"], row["complete"], row["failed"], row["planned"]) for row in status(folder, planned)]
+    assert counts == [("zero", 1, 0, 1), ("ppo_clip", 1, 0, 1), ("broken", 0, 1, 1)]
+    assert status(folder, folder.runs()) == status(folder, planned)
     assert [(item.stage, item.done, item.total) for item in heard] == [("runs", n, 3) for n in (0, 1, 2, 3)]
     assert [item.error for item in heard if item.error] == ["RuntimeError: on purpose"]
     assert all(0 <= item.success <= 1 for item in heard if item.success is not None)

@@ -1,8 +1,9 @@
 """`replaybench sweep` and `replaybench report`: plans, runs and their reports."""
 
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import typer
 
@@ -22,9 +23,19 @@ from replaybench.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from replaybench.plan import SweepSpec
+    from replaybench.executor_ray import Cluster
     from replaybench.record import SweepFolder
-    from replaybench.spec import RunSpec
+    from replaybench.spec import Resources, RunSpec
+
+WATCH_S = 1.0
+
+Executor = Annotated[
+    Literal["pool", "ray"], typer.Option(help="Processes on this machine, or a Ray cluster (extra `ray`).")
+]
+Address = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(help="Ray cluster: 'auto' or HOST:PORT of a running one; default one on this machine."),
+]
 
 sweep_app = typer.Typer(no_args_is_help=True, help="Plan, run and watch sweeps.")
 report_app = typer.Typer(no_args_is_help=True, help="Turn a sweep's results into a report.")
@@ -73,65 +84,112 @@ def sweep_run(
     only: Annotated[Optional[str], typer.Option(help="Only runs whose id contains this.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option(min=1, help="At most so many runs.")] = None,  # noqa: UP045
     workers: Workers = None,
+    executor: Executor = "pool",
+    address: Address = None,
     report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
 ) -> None:
     """Run a sweep: make missing logs, run missing runs, build the report. Run it again to resume.
 
     Example: replaybench sweep run smoke --baseline mine.py --out reports/mine
     """
-    from replaybench.plan import load_sweep
+    from replaybench.plan import check, load_sweep, sources
+    from replaybench.progress import listening
     from replaybench.record import SweepFolder
+    from replaybench.sweep import claim, due_runs, make_data, run_sweep
 
     spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
-    _sweep(spec, SweepFolder(out or Path("reports") / spec.name), data, only, limit, worker_count(workers), report)
+    runner = _runner(executor, address, worker_count(workers), spec.resources)
+    folder = SweepFolder(out or Path("reports") / spec.name)
+    found = sources(spec, data)
+    check(spec, found)
+    with folder.lock(), listening() as listen:
+        folder.refuse_foreign(spec.model_dump(mode="json"))
+        # Logs belong into this machine's data folder, and are made once: they stay in its own processes.
+        make_data(found, spec.lineages, worker_count(workers), command_line(), listen)
+        planned = claim(folder, spec, found)
+        run_sweep(folder, due_runs(folder, planned, only, limit), runner, listen)
+    _finish(folder, planned, report)
 
 
 @sweep_app.command("retry")
 def sweep_retry(
     out: Path,
     workers: Workers = None,
+    executor: Executor = "pool",
+    address: Address = None,
     report: Annotated[bool, typer.Option(help="Build the report at the end.")] = True,
 ) -> None:
     """Run the failed runs of a sweep again.
 
     Example: replaybench sweep retry reports/default
     """
+    from replaybench.plan import SweepSpec
     from replaybench.progress import listening
     from replaybench.record import SweepFolder
     from replaybench.sweep import due_runs, retry_failed, run_sweep
 
     folder = SweepFolder(out)
     planned = folder.runs()
+    spec = SweepSpec.model_validate(folder.plan()["sweep"])
+    runner = _runner(executor, address, worker_count(workers), spec.resources)
     with folder.lock():
         print(f"{retry_failed(folder)} failed runs are due again", file=sys.stderr)
         with listening() as listen:
-            run_sweep(folder, due_runs(folder, planned, None, None), worker_count(workers), listen)
+            run_sweep(folder, due_runs(folder, planned, None, None), runner, listen)
     _finish(folder, planned, report)
 
 
 @sweep_app.command("status")
-def sweep_status(out: Path, as_json: AsJson = False) -> None:
-    """Show how far a sweep is and why runs failed.
+def sweep_status(
+    out: Path,
+    watch: Annotated[bool, typer.Option(help="Show every change until the sweep ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a sweep is, what runs where, and why runs failed.
 
-    Example: replaybench sweep status reports/default
+    Example: replaybench sweep status reports/default --watch
     """
     from replaybench.record import SweepFolder
-    from replaybench.sweep import iterate_status
+    from replaybench.sweep import status
 
     folder = SweepFolder(out)
-    rows = [
-        {
-            "baseline": baseline,
-            "complete": complete,
-            "failed": failed,
-            "missing": total - complete - failed,
-            "planned": total,
-        }
-        for baseline, complete, failed, total in iterate_status(folder, folder.runs())
-    ]
-    emit(rows, as_json, f"Sweep in {out}")
+    planned = folder.runs()
+    shown = None
+    while True:
+        is_running = watch and folder.is_locked()
+        rows = status(folder, planned)
+        if rows != shown:
+            _show_status(rows, as_json, out, clear=watch)
+            shown = rows
+        if not is_running:
+            break
+        time.sleep(WATCH_S)
     for failure in folder.failures():
         print(f"failed: {failure['run_id']}: {failure['reason']}", file=sys.stderr)
+
+
+def _show_status(rows: "list[dict[str, Any]]", as_json: bool, out: Path, *, clear: bool) -> None:
+    from rich.console import Console
+
+    if as_json:
+        emit(rows, as_json, "")
+        return
+    if clear:
+        Console().clear()
+    emit([row | {"running": len(row["running"])} for row in rows], as_json, f"Sweep in {out}")
+    running = [
+        {
+            "run": note["run_id"],
+            "host": note["host"],
+            "node": note["node"],
+            "process": note["process"],
+            "since": time.strftime("%H:%M:%S", time.localtime(note["since_unix_s"])),
+        }
+        for row in rows
+        for note in row["running"]
+    ]
+    if running:
+        emit(running, as_json, "Running")
 
 
 @sweep_app.command("choose")
@@ -205,27 +263,20 @@ def report_compare(first: Path, second: Path, as_json: AsJson = False) -> None:
     hint(compared.note)
 
 
-def _sweep(
-    spec: "SweepSpec",
-    folder: "SweepFolder",
-    data: Path,
-    only: str | None,
-    limit: int | None,
-    workers: int,
-    build: bool,
-) -> None:
-    from replaybench.plan import check, sources
-    from replaybench.progress import listening
-    from replaybench.sweep import claim, due_runs, make_data, run_sweep
+def _runner(executor: str, address: str | None, workers: int, resources: "Resources") -> "int | Cluster":
+    """Returns what carries the runs out.
 
-    found = sources(spec, data)
-    check(spec, found)
-    with folder.lock(), listening() as listen:
-        folder.refuse_foreign(spec.model_dump(mode="json"))
-        make_data(found, spec.lineages, workers, command_line(), listen)
-        planned = claim(folder, spec, found)
-        run_sweep(folder, due_runs(folder, planned, only, limit), workers, listen)
-    _finish(folder, planned, build)
+    Raises:
+        ConfigError: An address is given without the executor that it is for.
+    """
+    from replaybench.errors import ConfigError
+    from replaybench.executor_ray import Cluster
+
+    if executor == "ray":
+        return Cluster(address, resources)
+    if address is not None:
+        raise ConfigError("--address is of a Ray cluster. Add --executor ray, or leave it out.")
+    return workers
 
 
 def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool, collect_cost: float | None = None) -> None:

@@ -19,7 +19,7 @@ from replaybench.report.material import Material, first_runs, loaded_baseline
 from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
 from replaybench.results import replay_ratios, short_power
-from replaybench.store import read_card
+from replaybench.store import open_log
 
 
 def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
@@ -83,7 +83,12 @@ def provenance_frame(material: Material) -> pl.DataFrame:
     for (dataset, lineage), run in sorted(digests.items()):
         rows.append((f"card of {dataset}, lineage {lineage}", f"sha256 {run.card_sha256}"))
         if run.data_folder not in material.facts.unread:
-            rows.append((f"command that made {dataset}, lineage {lineage}", read_card(run.data_folder).command))
+            rows.append(
+                (
+                    f"command that made {dataset}, lineage {lineage}",
+                    open_log(run.data_folder, run.card_sha256).card.command,
+                )
+            )
     rows += [("card not found as planned, its facts are left out", folder) for folder in material.facts.unread]
     shared = material.sweep.spec.train.model_dump(mode="json", exclude={"learning_rate"})
     rows += [(f"training: {key}", _as_text(value)) for key, value in shared.items()]

@@ -18,6 +18,7 @@ from replaybench.store.card import (
 from replaybench.store.files import atomic_write, sha256_file
 from replaybench.store.formats import FORMATS
 from replaybench.store.log import Log, open_log
+from replaybench.store.remote import has_card, is_url
 from replaybench.store.writer import ShardWriter
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "ShardWriter",
     "atomic_write",
     "card_digest",
+    "has_card",
+    "is_url",
     "open_log",
     "read_card",
     "sha256_file",

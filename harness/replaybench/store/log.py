@@ -5,20 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from replaybench.episode import Episode
-from replaybench.errors import ConfigError, unknown_name
-from replaybench.store.card import Card, card_digest, checked_path, read_card, read_shard
+from replaybench.errors import ConfigError, DataError, unknown_name
+from replaybench.store.card import Card, FileEntry, card_digest, checked_path, read_card, read_shard
 from replaybench.store.checkpoint import read_checkpoint
 from replaybench.store.layout import LevelCheck
+from replaybench.store.remote import fetch, fetch_card, is_url
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Log:
-    """A complete log folder; see `open_log`."""
+    """A complete log folder; see `open_log`. origin: the URL that a cached folder is filled from as it is read."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, origin: str | None = None) -> None:
         self.folder = Path(folder)
+        self.origin = origin
         self.card: Card = read_card(self.folder)
         self.digest: str = card_digest(self.folder)
 
@@ -43,6 +45,7 @@ class Log:
         episodes: list[Episode] = []
         for shard in self.card.shards:
             if (shard.level, shard.format) == (level, format):
+                self._bring(shard)
                 episodes += read_shard(self.folder, shard, with_mu_logits=with_mu_logits)
         for episode in episodes:
             check.add(episode)
@@ -62,13 +65,28 @@ class Log:
         entries = {entry.name: entry for entry in self.card.checkpoints}
         if name not in entries:
             raise unknown_name("checkpoint", name, entries)
+        self._bring(entries[name])
         return read_checkpoint(checked_path(self.folder, entries[name]))
 
+    def _bring(self, entry: FileEntry) -> None:
+        if self.origin is not None:
+            fetch(self.origin, self.folder, entry)
 
-def open_log(folder: Path | str) -> Log:
-    """Opens the log folder of one lineage.
+
+def open_log(location: Path | str, card_sha256: str | None = None) -> Log:
+    """Opens the log folder of one lineage, at a path or at a URL that fsspec reads.
+
+    Args:
+        card_sha256: The card that is expected, if any.
 
     Raises:
-        DataError: There is no card, or it is malformed or of a newer schema.
+        ConfigError: The URL's protocol is unknown or its package is missing.
+        DataError: There is no card, or it is malformed, of a newer schema or not the one that is expected.
     """
-    return Log(folder)
+    if is_url(location):
+        url = str(location)
+        return Log(fetch_card(url, card_sha256), origin=url)
+    log = Log(location)
+    if card_sha256 not in (None, log.digest):
+        raise DataError(f"{location}: its card changed since the sweep was planned. Start a new sweep.")
+    return log
