@@ -10,6 +10,7 @@
 <out>/.lock                            held by the driver through the operating system, gone with its process
 """
 
+import fcntl
 import io
 import json
 import shutil

@@ -101,7 +101,7 @@ def _make_lineage_job(payload: str) -> str:
     folder = Path(job["folder"])
     recipe = Recipe.model_validate(job["recipe"])
     with locked(folder.with_name(f".{folder.name}.lock")):
-        if (folder / FILE_NAME).exists():
+        if has_card(folder):
             # Another sweep made it while this one waited.
             _check_recipe(recipe, folder)
         else:

@@ -65,7 +65,7 @@ def test_a_changed_file_is_refused_and_leaves_nothing(log: Path) -> None:
     there = open_log(URL)
     with pytest.raises(DataError, match=f"{shard.path}: does not match its card"):
         there.episodes("fresh")
-    assert [p for p in (there.folder / shard.path).parent.iterdir()] == []
+    assert list((there.folder / shard.path).parent.iterdir()) == []
     storage.pipe(remote_path(shard.path), right)
     assert there.episodes("fresh")
 
