@@ -1,5 +1,6 @@
 # make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
+# make fuzz    20,000 mutated files against the readers of logs and records
 # make bench   ratios of speed, measured here, to reports/bench.json; ONLY=trainer runs one
 PYTHON  ?= python3.11
 VENV    := .venv
@@ -12,7 +13,7 @@ EXTRAS  ?= dev,vla$(if $(findstring libero,$(PRESET)),$(comma)libero)
 comma   := ,
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup sweep tune test test-all check bench format clean
+.PHONY: setup sweep tune test test-all check fuzz bench format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -40,6 +41,9 @@ check: $(STAMP)
 	$(BIN)/ruff check harness baselines tests docs
 	$(BIN)/mypy harness/replaybench baselines
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/unit tests/contract
+
+fuzz: $(STAMP)
+	FUZZ_INPUTS=20000 $(BIN)/python -m pytest -q -s tests/contract/test_hostile_files.py
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/run.py $(ONLY)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from replaybench.errors import ConfigError, DataError
 from replaybench.spec import RunSpec
 from replaybench.store.card import FILE_NAME as CARD
-from replaybench.store.files import TEMPORARY, atomic_write, locked
+from replaybench.store.files import TEMPORARY, atomic_write, locked, read_text
 
 if TYPE_CHECKING:
     from replaybench.diagnostics import Rows
@@ -211,8 +211,8 @@ def _write_text(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; damage names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}). Remove the run's folder and run the sweep again."
         ) from error

@@ -69,13 +69,15 @@ def data_info(name: str, data: DataDir = DATA_DIR, as_json: AsJson = False) -> N
 
 @app.command("verify")
 def data_verify(name: str, data: DataDir = DATA_DIR, as_json: AsJson = False) -> None:
-    """Check every byte and every episode of a data set against its cards.
+    """Check every byte and every episode of a data set against its cards, in a process with limits.
 
     Example: replaybench data verify button-press-topdown
     """
     from replaybench.inventory import log_folders
-    from replaybench.store import verify
+    from replaybench.store.limited import verify_limited
 
-    rows = [{"folder": str(folder), "files_that_match": len(verify(folder))} for folder in log_folders(data, name)]
+    rows = [
+        {"folder": str(folder), "files_that_match": len(verify_limited(folder))} for folder in log_folders(data, name)
+    ]
     emit(rows, as_json, f"Files of {name} that match their cards")
     hint(f"Next: every file is sound; replaybench data info {name}")

@@ -14,19 +14,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from replaybench.episode import Episode
 from replaybench.errors import DataError
 from replaybench.store.checkpoint import check_checkpoint
-from replaybench.store.files import atomic_write, reading, sha256_file
+from replaybench.store.files import atomic_write, read_text, reading, sha256_file
 from replaybench.store.formats import FORMATS
 from replaybench.store.layout import LevelCheck, episode_digest
 from replaybench.store.toml import check_plain, to_toml
 
 SCHEMA_VERSION = 1
 FILE_NAME = "card.toml"
+MAX_PATH = 255
 REPAIR = "Copy it again or make the log again with `replaybench data make`."
 
 
 def _inside_folder(path: str) -> str:
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or str(pure) != path or path == ".":
+    is_inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in path and ":" not in path
+    if not is_inside or str(pure) != path or path == "." or not path.isprintable() or len(path) > MAX_PATH:
         raise ValueError(f"{path!r} must be a relative path with '/' that stays inside the log folder")
     return path
 
@@ -150,7 +152,7 @@ def read_card(folder: Path | str) -> Card:
         )
     try:
         with reading(path):
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = tomllib.loads(read_text(path))
     except RecursionError as error:
         raise DataError(f"{path}: is nested too deeply. {REPAIR}") from error
     _check_version(path, values.get("schema_version"))
@@ -236,7 +238,9 @@ def checked_path(folder: Path | str, entry: FileEntry) -> Path:
         DataError: The file is missing, leads outside the folder, is truncated or differs.
     """
     path = Path(folder) / entry.path
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
+    with reading(path):
+        is_inside = path.resolve().is_relative_to(Path(folder).resolve())
+    if not is_inside:
         raise DataError(f"{path}: is a link that leaves the log folder. Copy the file itself into the folder.")
     if not path.is_file():
         raise DataError(f"{path}: the file that the card names is missing. {REPAIR}")

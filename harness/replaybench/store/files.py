@@ -19,6 +19,8 @@ ADVICE = {
     errno.EPERM: "Permission is denied: choose a folder that you may write to.",
 }
 CHUNK_BYTES = 1 << 20
+# A card of ten thousand shards has 3 MB.
+MAX_TEXT_BYTES = 64 << 20
 
 
 # How the name of a file begins that is not whole yet.
@@ -96,6 +98,20 @@ def sha256_file(path: Path | str) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
         return digest.hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Returns the text of a card or record, whose size is bounded.
+
+    Raises:
+        DataError: It is too large.
+        OSError, ValueError: It cannot be read, or is no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_TEXT_BYTES + 1)
+    if len(content) > MAX_TEXT_BYTES:
+        raise DataError(f"{path}: has more than any real one, {MAX_TEXT_BYTES >> 20} MB. Copy it again.")
+    return content.decode("utf-8")
 
 
 @contextmanager

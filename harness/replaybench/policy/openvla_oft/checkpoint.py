@@ -17,7 +17,7 @@ from torch import Tensor
 
 from replaybench.errors import ConfigError, DataError
 from replaybench.policy.openvla_oft.config import VLAConfig, read_config
-from replaybench.store.files import atomic_write
+from replaybench.store.files import atomic_write, read_text
 
 if TYPE_CHECKING:
     from replaybench.policy.openvla_oft.model import OpenVLAOFT
@@ -115,6 +115,10 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise DataError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}. Name the folder of a checkpoint.")
     index = _read_json(folder / INDEX).get("weight_map", {})
+    if not isinstance(index, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in index.values()
+    ):
+        raise DataError(f"{folder / INDEX}: weight_map must name files of this folder alone. {DOWNLOAD_AGAIN}")
     shards = sorted({folder / name for name in index.values()})
     if missing := [path.name for path in shards if not path.exists()]:
         raise DataError(
@@ -255,10 +259,10 @@ def _save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise DataError(f"{path}: is missing. Name a folder that holds it, or finish the download.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: is no readable JSON ({error}). {DOWNLOAD_AGAIN}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds {type(content).__name__}, expected a JSON object. {DOWNLOAD_AGAIN}")
