@@ -170,6 +170,8 @@ def draw_curves(material: Material) -> list[Drawing]:
             plots.metric_over_updates(axes[i, j], shown.rename({"steps": "update"}), material.look)
             axes[i, j].set_title(f"{dataset}, {level}\n{design}", fontsize=8.5)
             _mark_start(material, axes[i, j], dataset)
+            # A wide interval of few lineages is cut at what a success can be.
+            axes[i, j].set_ylim(-0.03, 1.03)
         axes[i, 0].set_ylabel("success")
     for panel in axes[-1]:
         panel.set_xlabel("environment steps")
@@ -200,15 +202,13 @@ def draw_speed_ups(material: Material) -> list[Drawing]:
     table = found.speed_ups
     reference = material.sweep.reference
     panels = sorted(table.select("threshold", *PLACE).unique().iter_rows())
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = table["threshold"].n_unique()
+    columns = -(-len(panels) // rows)
     arms = table["baseline"].n_unique()
     figure, axes = plots.panels(rows, columns, width=3.4, height=0.9 + 0.3 * arms, share_y=True)
-    for panel in axes.flat[len(panels) :]:
-        panel.set_axis_off()
     ends = [v for name in ("low", "high", "estimate_low") for v in table[name] if 0 < v < math.inf]
     span = 1.3 * max([2.0, *ends, *(1 / v for v in ends)])
-    for panel, (threshold, design, level) in zip(axes.flat, panels, strict=False):
+    for panel, (threshold, design, level) in zip(axes.flat, panels, strict=True):
         here = (pl.col("threshold") == threshold) & (pl.col("design") == design) & (pl.col("level") == level)
         plots.speed_up_forest(panel, table.filter(here), material.look, span)
         panel.set_title(f"{level}, to a score of {threshold:g}\n{design}", fontsize=8.5)
