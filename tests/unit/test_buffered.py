@@ -74,9 +74,9 @@ def test_an_iteration_makes_the_updates_that_its_schedule_says(
         scales.append(policy_scale)
         return policy_step(self, index, policy_scale)
 
-    def counted_value(self: Learner, index: torch.Tensor) -> float:
+    def counted_value(self: Learner, index: torch.Tensor, features: torch.Tensor | None = None) -> float:
         calls["value"] += 1
-        return value_step(self, index)
+        return value_step(self, index, features)
 
     monkeypatch.setattr(Learner, "policy_step", counted_policy)
     monkeypatch.setattr(Learner, "value_step", counted_value)

@@ -12,7 +12,7 @@ from replaybench.errors import ConfigError, DataError
 from replaybench.plan import SweepSpec, arms, check, count_runs, load_sweep, preset_paths, runs, sources
 from replaybench.recipe import load_recipe
 from replaybench.spec import AdvantageSettings, RunSpec
-from replaybench.store import Card, Log, read_card
+from replaybench.store import Log, open_log
 
 ToySweep = Callable[..., SweepSpec]
 QUICK = """
@@ -274,12 +274,13 @@ def test_a_baseline_that_reads_the_lag_needs_levels_whose_lag_is_known(
     spec = toy_sweep(baselines=("zero", "ppo_clip", baseline))
     assert any(run.baseline == baseline for run in planned(spec, toy_data))
 
-    def without_lag(folder: Path) -> Card:
-        card = read_card(folder)
-        levels = {name: level.model_copy(update={"lag_updates": None}) for name, level in card.levels.items()}
-        return card.model_copy(update={"levels": levels})
+    def without_lag(folder: Path) -> Log:
+        log = open_log(folder)
+        levels = {name: level.model_copy(update={"lag_updates": None}) for name, level in log.card.levels.items()}
+        log.card = log.card.model_copy(update={"levels": levels})
+        return log
 
-    monkeypatch.setattr(plan, "read_card", without_lag)
+    monkeypatch.setattr(plan, "open_log", without_lag)
     with pytest.raises(ConfigError, match=f"'{baseline}' needs lag_updates.*behaviour_version"):
         planned(spec, toy_data)
 
