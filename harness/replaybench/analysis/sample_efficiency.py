@@ -7,7 +7,7 @@ Scores are on the fixed scale start policy = 0, expert = 1; every curve begins a
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -59,25 +59,25 @@ def area_differences(found: pl.DataFrame, reference: str) -> pl.DataFrame:
 
     Returns:
         design, level, baseline; area, low, high: the mean with its 95 % t interval over lineages, stratified by task;
-        difference, difference_low, difference_high, n, p_holm and verdict, adjusted over the baselines of a curve's
-        design and level; null for the reference itself.
+        difference, difference_low, difference_high, n, p_holm and verdict, adjusted over all rows; null for the
+        reference itself.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (design, level), group in sorted(found.group_by(PLACE)):
         wide = group.pivot(on="baseline", index=["dataset", "lineage"], values="area").sort("dataset", "lineage")
-        names = sorted(group["baseline"].unique())
-        others = [name for name in names if name != reference and reference in names]
-        by_task = {name: _by_task(wide, pl.col(name) - pl.col(reference)) for name in others}
-        adjusted = dict(zip(others, holm([p_value_t(by_task[name]) for name in others]).tolist(), strict=True))
-        for name in names:
+        for name in sorted(group["baseline"].unique()):
             mean = stratified_mean_t(_by_task(wide, pl.col(name)))
             row = {"design": design, "level": level, "baseline": name}
             row |= {"area": mean.estimate, "low": mean.low, "high": mean.high, "interval_method": mean.method}
-            if name in by_task:
-                paired = stratified_mean_t(by_task[name])
+            if name != reference and reference in wide.columns:
+                differences = _by_task(wide, pl.col(name) - pl.col(reference))
+                paired = stratified_mean_t(differences)
                 row |= {"difference": paired.estimate, "difference_low": paired.low, "difference_high": paired.high}
-                row |= {"n": paired.n, "p_holm": adjusted[name], "verdict": verdict(paired.estimate, adjusted[name])}
+                row |= {"n": paired.n, "p_holm": p_value_t(differences)}
             rows.append(row)
+    compared = [row for row in rows if "p_holm" in row]
+    for row, adjusted in zip(compared, holm([row["p_holm"] for row in compared]).tolist(), strict=True):
+        row |= {"p_holm": adjusted, "verdict": verdict(row["difference"], adjusted)}
     return pl.DataFrame(rows, schema=AREA_SCHEMA).fill_nan(None)
 
 

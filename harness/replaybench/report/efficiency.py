@@ -76,7 +76,7 @@ def efficiency_tables(material: Material) -> list[Table]:
         for row in found.areas.to_dicts()
     ]
     headings = ["curve", "level", "baseline", "mean score over the steps", f"difference to {reference}", "n"]
-    note = "Area under the curve of the score, by trapezoids from (0, 0), over its last step. Holm over the baselines."
+    note = "Area under the curve of the score, by trapezoids from (0, 0), over its last step. Holm over all rows."
     tables = [Table("areas", "Area under the curve", headings, areas_rows, note, "areas")]
     rows = [
         [
@@ -117,23 +117,20 @@ def efficiency_frames(material: Material) -> dict[str, pl.DataFrame]:
     return {"areas": found.areas, "steps-to": found.medians, "speed-up": found.speed_ups}
 
 
-def literature_sentence(material: Material) -> str:
-    """Returns the sentence on the published speed-up, on the stalest level with a curve, or nothing."""
+def literature_words(material: Material) -> list[str]:
+    """Returns a heading and, for each baseline, what is left of the published speed-up on the stalest level."""
     found = efficiency_of(material)
     if found is None:
-        return ""
+        return []
     rows = found.speed_ups.filter(pl.col("threshold") == THRESHOLDS[0])
     levels = _levels(material, rows)
     if not levels:
-        return ""
-    parts = [
-        f"{row['baseline']} ({row['design']}): {against_literature(row)}"
-        for row in rows.filter(pl.col("level") == levels[-1]).iter_rows(named=True)
+        return []
+    heading = f"Steps to a score of {THRESHOLDS[0]:g} on {levels[-1]}, as a speed-up over {material.sweep.reference}:"
+    stalest = rows.filter(pl.col("level") == levels[-1])
+    return [heading] + [
+        f"{row['baseline']} ({row['design']}): {against_literature(row)}" for row in stalest.iter_rows(named=True)
     ]
-    return (
-        f"Steps to a score of {THRESHOLDS[0]:g} on {levels[-1]}, as a speed-up over {material.sweep.reference}: "
-        f"{'; '.join(parts)}."
-    )
 
 
 def _levels(material: Material, table: pl.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ from replaybench.paths import TEMPLATE_DIR
 from replaybench.report.cells import Table
 from replaybench.report.distances import walk_words
 from replaybench.report.drawing import ShownFigure
-from replaybench.report.efficiency import literature_sentence
+from replaybench.report.efficiency import literature_words
 from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.knobs import knob_words
 from replaybench.report.material import Material, first_runs
@@ -82,7 +82,7 @@ def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Map
         "conclusion": conclusion(material),
         "detectable": _missed_range(material),
         "figures": figures,
-        "literature": literature_sentence(material),
+        "literature": literature_words(material),
         "diagnostics": [figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
         "tables": tables,
         "study": study_words(gridworld_study()),
