@@ -11,12 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 from scipy import special
 
 from replaybench.analysis.compare import CELL, RUN_SCHEMA, SETTING
-from replaybench.analysis.sample_efficiency import CURVE_SCHEMA
 from replaybench.errors import DataError
 from replaybench.plan import SweepSpec
 from replaybench.record import MANIFEST, SweepFolder, read_json
@@ -24,8 +22,6 @@ from replaybench.spec import RunSpec, validate
 from replaybench.store import open_log
 
 FINAL_METRIC = "success"
-# Points that make a curve.
-MIN_SIZES = 3
 
 FACT_SCHEMA: dict[str, type[pl.DataType]] = {
     "dataset": pl.String,
@@ -100,10 +96,10 @@ def _level_labels(runs: Sequence[RunSpec]) -> dict[str, str | None]:
     cells = {(run.level, run.replay_ratio, run.train.updates) for run in runs if run.level and not run.buffered}
     if len({cell[:2] for cell in cells}) == len(cells):
         return {run.run_id(): run.level for run in runs}
-    return {run.run_id(): run.level and f"{run.level}, {_log_steps(run):g} steps" for run in runs}
+    return {run.run_id(): run.level and f"{run.level}, {log_steps(run):g} steps" for run in runs}
 
 
-def _log_steps(run: RunSpec) -> float:
+def log_steps(run: RunSpec) -> float:
     """Returns the logged steps of a run under the logged protocol."""
     assert run.replay_ratio is not None
     return run.train.updates * run.train.batch_size / run.replay_ratio
@@ -155,7 +151,7 @@ def final_success(folder: SweepFolder) -> pl.DataFrame:
         ],
         schema={"run_id": pl.String, **{name: RUN_SCHEMA[name] for name in RUN_SCHEMA if name != "value"}},
     )
-    measured = _rows(folder, sweep, [FINAL_METRIC])
+    measured = metric_rows(folder, sweep, [FINAL_METRIC])
     last = measured.sort("update").group_by("run_id").agg(pl.col("value").last())
     return planned.join(last, on="run_id", how="left").select(*RUN_SCHEMA)
 
@@ -166,11 +162,12 @@ def curves(folder: SweepFolder, metrics: Sequence[str]) -> pl.DataFrame:
     Returns:
         dataset, task, lineage, level, replay_ratio, baseline, seed, update, metric, value.
     """
-    rows = _rows(folder, read_sweep(folder), metrics).drop("run_id")
+    rows = metric_rows(folder, read_sweep(folder), metrics).drop("run_id")
     return rows.sort("metric", *CELL, "seed", "update")
 
 
-def _rows(folder: SweepFolder, sweep: Sweep, metrics: Sequence[str]) -> pl.DataFrame:
+def metric_rows(folder: SweepFolder, sweep: Sweep, metrics: Sequence[str]) -> pl.DataFrame:
+    """Returns metrics of the finished runs with their arm and level labels, without per-item rows."""
     columns = ["run_id", "dataset", "task", "lineage", "level", "replay_ratio", "baseline", "seed", "update"]
     found = [folder.path / "runs" / run_id for run_id in sweep.labels if folder.is_complete(run_id)]
     types: dict[str, type[pl.DataType]] = {**RUN_SCHEMA, "run_id": pl.String, "update": pl.Int64, "metric": pl.String}
@@ -306,95 +303,6 @@ def replay_ratios(folder: SweepFolder) -> pl.DataFrame:
         )
         .sort("dataset", *SETTING)
     )
-
-
-def curves_by_steps(folder: SweepFolder, sweep: Sweep, start: Mapping[str, float]) -> pl.DataFrame:
-    """Returns success against environment steps, a point an evaluation, where a curve has at least three sizes.
-
-    Under the buffered protocol the steps are those collected so far. Under the logged one they are the size of the log,
-    and a curve holds either the updates fixed or the replay ratio, as its `design` says; never two things vary.
-
-    Args:
-        start: Mean success of the start policies of each data set, where every curve begins.
-
-    Returns:
-        The columns of `analysis.sample_efficiency.CURVE_SCHEMA`; learner_samples are those consumed so far.
-    """
-    points = points_by_steps(folder, sweep)
-    if sweep.spec.buffered:
-        points = points.filter(pl.col("steps").n_unique().over("level") >= MIN_SIZES)
-    else:
-        points = pl.concat(_designs(points))
-    known = points.filter(pl.col("dataset").is_in(list(start)))
-    base = pl.col("dataset").replace_strict(start, default=None, return_dtype=pl.Float64)
-    scored = known.with_columns(score=(pl.col("value") - base) / (1 - base))
-    means = scored.group_by(*[name for name in CURVE_SCHEMA if name not in ("value", "score")]).agg(
-        pl.col("value", "score").mean()
-    )
-    return means.select(pl.col(name).cast(dtype) for name, dtype in CURVE_SCHEMA.items()).sort(list(CURVE_SCHEMA))
-
-
-def points_by_steps(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
-    """Returns success with the environment steps and learner samples that it took, a row an evaluation.
-
-    Under the logged protocol only the evaluation after training counts, and the steps are those of the log.
-    """
-    return _buffered_points(folder, sweep) if sweep.spec.buffered else _logged_points(folder, sweep)
-
-
-def _buffered_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
-    rows = _rows(folder, sweep, [FINAL_METRIC, "env_steps"])
-    wide = rows.filter(pl.col("level").is_not_null()).pivot(
-        on="metric", index=[name for name in rows.columns if name not in ("metric", "value")], values="value"
-    )
-    if wide.is_empty():
-        return pl.DataFrame(schema=CURVE_SCHEMA)
-    regimes = {name: sweep.spec.regime(name) for name in sweep.spec.regimes}
-    batch_size = sweep.spec.train.batch_size
-    ratio = {name: regime.value_updates * batch_size / regime.collect_steps for name, regime in regimes.items()}
-    return wide.with_columns(
-        design=pl.lit("collected while learning"),
-        steps="env_steps",
-        value=FINAL_METRIC,
-        learner_samples=pl.col("env_steps") * pl.col("level").replace_strict(ratio, return_dtype=pl.Float64),
-    )
-
-
-def _logged_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
-    trained = [run for run in sweep.runs if run.level is not None]
-    sizes = pl.DataFrame(
-        [(run.run_id(), run.level, _log_steps(run), run.train.updates, run.train.batch_size) for run in trained],
-        schema=["run_id", "log_level", "steps", "updates", "batch_size"],
-        orient="row",
-    )
-    last = _rows(folder, sweep, [FINAL_METRIC]).sort("update").group_by("run_id").last()
-    return last.join(sizes, on="run_id").with_columns(
-        level="log_level", learner_samples=pl.col("updates") * pl.col("batch_size")
-    )
-
-
-def _designs(points: pl.DataFrame) -> list[pl.DataFrame]:
-    """Returns the points of each kind of curve under the logged protocol; a point may belong to two."""
-    kinds = (
-        ("updates", "{} updates on every log", pl.Int64),
-        ("replay_ratio", "replay ratio {} on every log", pl.Float64),
-    )
-    return [
-        points.filter(pl.col("steps").n_unique().over("level", held) >= MIN_SIZES).with_columns(
-            design=pl.format(text, pl.col(held).round(3).cast(kind))
-        )
-        for held, text, kind in kinds
-    ]
-
-
-def measured_collect_cost(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """Returns what an environment step took in units of a learner sample, the median over runs that say so."""
-    ratios = [
-        record["seconds_per_environment_step"] / record["seconds_per_learner_sample"]
-        for record in records
-        if record.get("seconds_per_environment_step") and record.get("seconds_per_learner_sample")
-    ]
-    return float(np.median(ratios)) if ratios else None
 
 
 def manifests(folder: SweepFolder) -> list[dict[str, Any]]:

@@ -6,11 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from replaybench.by_steps import curves_by_steps, measured_collect_cost
 from replaybench.errors import ConfigError
 from replaybench.plan import SweepSpec, check, load_sweep, sources
 from replaybench.record import SweepFolder
 from replaybench.report import build_report
-from replaybench.results import curves_by_steps, final_success, measured_collect_cost, read_sweep
+from replaybench.results import final_success, read_sweep
 from replaybench.sweep import Progress, claim, due_runs, run_sweep
 
 ToySweep = Callable[..., SweepSpec]

@@ -1,6 +1,6 @@
 """How much data a correction needs: success against steps, area under the curve, steps to a threshold, speed-up.
 
-A curve belongs to one lineage, and along it one thing varies, the environment steps; see `results.curves_by_steps`.
+A curve belongs to one lineage, and along it one thing varies, the environment steps; see `by_steps.curves_by_steps`.
 Scores are on the fixed scale start policy = 0, expert = 1; every curve begins at (0, 0).
 """
 

@@ -16,12 +16,13 @@ from replaybench.analysis.sample_efficiency import (
     speed_ups,
     steps_to,
 )
+from replaybench.by_steps import curves_by_steps, points_by_steps
 from replaybench.report.aggregates import scores_of
 from replaybench.report.cells import Cell, Table, number, verdict_cell
 from replaybench.report.drawing import Drawing
 from replaybench.report.material import Material
 from replaybench.report.words import from_to, plain, with_interval
-from replaybench.results import curves_by_steps, lineage_intervals, points_by_steps
+from replaybench.results import lineage_intervals
 
 
 class Efficiency(NamedTuple):

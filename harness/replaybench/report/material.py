@@ -8,6 +8,7 @@ import polars as pl
 from replaybench import plots
 from replaybench.analysis.compare import POOLED, improvement_over_start, level_summary, paired_differences
 from replaybench.baseline import Baseline, baseline_paths, load_baseline
+from replaybench.by_steps import measured_collect_cost
 from replaybench.errors import ReplayBenchError
 from replaybench.record import SweepFolder
 from replaybench.report.words import from_to
@@ -18,7 +19,6 @@ from replaybench.results import (
     level_facts,
     levels_by_distance,
     manifests,
-    measured_collect_cost,
     read_sweep,
 )
 from replaybench.spec import RunSpec
