@@ -13,7 +13,7 @@ from scipy import stats
 from replaybench.episode import Episode
 from replaybench.errors import ConfigError, DataError
 from replaybench.evaluate import World, open_world
-from replaybench.learner import log_pi_of_log
+from replaybench.learner import CHUNK, log_pi_of_log
 from replaybench.lineage import CPU, Breeder, Checkpoint, Family, Report
 from replaybench.maths.ratios import categorical_kl, off_policyness
 from replaybench.policy import Policy
@@ -215,8 +215,11 @@ def _exact_kl(start: Policy, replay: Replay) -> np.ndarray[Any, Any]:
     """Returns KL(mu||pi_start) of each decision, averaged over its action tokens, in nats."""
     assert replay.mu_logits is not None
     with torch.no_grad():
-        logits = torch.cat([start(replay.observations[rows]).logits_BAK for rows in replay.row.split(8192)])
-    return np.asarray(categorical_kl(replay.mu_logits.float(), logits).mean(-1).double().cpu().numpy())
+        chunks = [
+            categorical_kl(mu_logits.float(), start(replay.observations[rows]).logits_BAK).mean(-1)
+            for rows, mu_logits in zip(replay.row.split(CHUNK), replay.mu_logits.split(CHUNK), strict=True)
+        ]
+    return np.asarray(torch.cat(chunks).double().cpu().numpy())
 
 
 def _check_apart(where: str, levels: dict[str, LoggedLevel], per_episode: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -3,7 +3,7 @@
 Shape letters: B decisions, A action tokens (items of a decision), K bins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -300,25 +300,41 @@ def action_values_of(policy: Policy, observations: Tensor, action_tokens: Tensor
 def predict_action_values(policy: Policy, replay: Replay) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """Returns Q of every logged action of the replay, [N] float64."""
     with torch.no_grad():
-        chunks = [
+        chunks = (
             action_values_of(policy, replay.observations[rows], tokens)
             for rows, tokens in zip(replay.row.split(CHUNK), replay.action_tokens.split(CHUNK), strict=True)
-        ]
-    return torch.cat(chunks).double().cpu().numpy()
+        )
+        return end_to_end(chunks, replay.num_steps).double().cpu().numpy()
 
 
 def predict_values(policy: Policy, replay: Replay) -> "np.ndarray[Any, np.dtype[np.float64]]":
     """Returns the value of every observation of the replay, [N+E] float64."""
     with torch.no_grad():
-        values = [policy.value(chunk) for chunk in replay.observations.split(CHUNK)]
-    return torch.cat(values).double().cpu().numpy()
+        values = (policy.value(chunk) for chunk in replay.observations.split(CHUNK))
+        return end_to_end(values, len(replay.observations)).double().cpu().numpy()
 
 
 def log_pi_of_log(policy: Policy, replay: Replay) -> Tensor:
     """Returns the log-probability of every logged action token under the policy, [N, A]."""
     with torch.no_grad():
-        chunks = [
+        chunks = (
             token_log_prob(policy(replay.observations[rows]).logits_BAK, tokens)
             for rows, tokens in zip(replay.row.split(CHUNK), replay.action_tokens.split(CHUNK), strict=True)
-        ]
-    return torch.cat(chunks)
+        )
+        return end_to_end(chunks, replay.num_steps)
+
+
+def end_to_end(chunks: Iterable[Tensor], length: int) -> Tensor:
+    """Returns the rows of all chunks, `length` in all.
+
+    Written as they come: small results that are kept between large temporary ones would keep the heap from shrinking.
+    """
+    rows = None
+    start = 0
+    for chunk in chunks:
+        if rows is None:
+            rows = chunk.new_empty((length, *chunk.shape[1:]))
+        rows[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    assert rows is not None and start == length
+    return rows

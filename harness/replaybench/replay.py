@@ -1,4 +1,4 @@
-"""Packs logged episodes into contiguous tensors to learn from.
+"""Packs logged episodes into contiguous columns to learn from.
 
 Episodes lie end to end: N decisions and N+E observations (each episode has one more than decisions).
 """
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from replaybench.column import Column, make_column
 from replaybench.episode import Episode
 from replaybench.errors import DataError
 from replaybench.estimators import NEEDS
@@ -18,7 +19,7 @@ from replaybench.estimators import NEEDS
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Replay:
-    """N logged decisions as tensors and columns.
+    """N logged decisions, column by column.
 
     Args:
         observations: [N+E, ...] all observations.
@@ -26,21 +27,21 @@ class Replay:
         action_tokens: [N, A]. log_mu: [N, A]. mu_logits: [N, A, K] or None.
         reward, value, next_value: [N] float64, as logged; next_value is 0 after a terminal decision.
         ends: [N] bool, last decision of its episode. terminal: [N] bool, nothing follows.
-        behaviour_version: [N]. task: [N] name of the task.
+        behaviour_version: [N]. task: [E] name of each episode's task.
     """
 
-    observations: Tensor
+    observations: Column
     row: Tensor
     action_tokens: Tensor
     log_mu: Tensor
-    mu_logits: Tensor | None
+    mu_logits: Column | None
     reward: NDArray[np.float64]
     value: NDArray[np.float64]
     next_value: NDArray[np.float64]
     ends: NDArray[np.bool_]
     terminal: NDArray[np.bool_]
     behaviour_version: NDArray[np.int64]
-    task: NDArray[np.str_]
+    task: Sequence[str]
 
     @property
     def num_steps(self) -> int:
@@ -112,31 +113,34 @@ def pack(episodes: Collection[Episode], device: torch.device) -> Replay:
     ends[lengths.cumsum() - 1] = True
     row = np.arange(lengths.sum()) + np.repeat(np.arange(len(lengths)), lengths)
 
-    def column(name: str) -> NDArray[np.generic]:
-        return np.concatenate([getattr(episode, name) for episode in episodes])
+    def column(name: str) -> Column:
+        return make_column([getattr(episode, name) for episode in episodes], device)
 
-    def tensor(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+    def numbers(name: str) -> NDArray[np.float64]:
+        return np.concatenate([getattr(episode, name) for episode in episodes]).astype(np.float64)
 
-    value = column("value").astype(np.float64)
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(np.concatenate([getattr(episode, name) for episode in episodes])).to(device)
+
+    value = numbers("value")
     next_value = np.append(value[1:], 0.0)
     next_value[ends] = [0.0 if episode.terminated else episode.bootstrap_value for episode in episodes]
     terminal = np.zeros_like(ends)
     terminal[ends] = [episode.terminated for episode in episodes]
     has_logits = all(episode.mu_logits is not None for episode in episodes)
     return Replay(
-        observations=tensor(column("observations")),
-        row=tensor(row),
-        action_tokens=tensor(column("action_tokens")),
-        log_mu=tensor(column("log_mu")),
-        mu_logits=tensor(column("mu_logits")) if has_logits else None,
-        reward=column("reward").astype(np.float64),
+        observations=column("observations"),
+        row=torch.from_numpy(row).to(device),
+        action_tokens=tensor("action_tokens"),
+        log_mu=tensor("log_mu"),
+        mu_logits=column("mu_logits") if has_logits else None,
+        reward=numbers("reward"),
         value=value,
         next_value=next_value,
         ends=ends,
         terminal=terminal,
         behaviour_version=np.repeat([episode.behaviour_version for episode in episodes], lengths),
-        task=np.repeat([episode.task for episode in episodes], lengths),
+        task=[episode.task for episode in episodes],
     )
 
 
@@ -147,7 +151,7 @@ def comparable_episodes(replay: Replay) -> NDArray[np.int64]:
         DataError: A group has one episode, which nothing can be compared with.
     """
     numbers: dict[tuple[str, int], int] = {}
-    keys = [(str(replay.task[last]), int(replay.behaviour_version[last])) for last in np.flatnonzero(replay.ends)]
+    keys = list(zip(replay.task, replay.behaviour_version[replay.ends].tolist(), strict=True))
     group = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
     for key, size in zip(numbers, np.bincount(group), strict=True):
         if size == 1:

@@ -19,6 +19,7 @@ Integers = NDArray[np.int64]
 # Added to a deviation before dividing by it, so that equal returns give 0 and not 0 / 0.
 GROUP_EPSILON = 1e-6
 BATCH_EPSILON = 1e-8
+SCANNED_AT_ONCE = 1 << 16
 
 
 class Advantages(NamedTuple):
@@ -298,9 +299,11 @@ def _reverse_scan(term: Floats, carry: Floats) -> Floats:
     """Returns x with x_t = term_t + carry_t x_{t+1} and x_T = 0."""
     out = np.empty(len(term), dtype=np.float64)
     following = 0.0
-    # Python floats are the same IEEE doubles as numpy's, at a fraction of the cost an element.
-    pairs = zip(reversed(term.tolist()), reversed(carry.tolist()), strict=True)
-    for t, (increment, factor) in zip(range(len(term) - 1, -1, -1), pairs, strict=True):
-        following = increment + factor * following
-        out[t] = following
+    # Python floats are the same IEEE doubles as numpy's, at a fraction of the cost an element but four times the size.
+    for stop in range(len(term), 0, -SCANNED_AT_ONCE):
+        start = max(0, stop - SCANNED_AT_ONCE)
+        pairs = zip(reversed(term[start:stop].tolist()), reversed(carry[start:stop].tolist()), strict=True)
+        for t, (increment, factor) in zip(range(stop - 1, start - 1, -1), pairs, strict=True):
+            following = increment + factor * following
+            out[t] = following
     return out

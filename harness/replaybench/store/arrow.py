@@ -28,6 +28,7 @@ from replaybench.store.layout import (
     scalar_column,
     step_column_types,
 )
+from replaybench.store.mapped import map_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,7 +117,7 @@ def read_episodes(path: Path | str, *, with_mu_logits: bool = True) -> list[Epis
     path = Path(path)
     episodes: list[Episode] = []
     with reading(path):
-        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        with pa.ipc.open_stream(pa.py_buffer(map_file(path))) as stream:
             layout = _read_layout(path, stream.schema)
             table = stream.read_all()
         # Offsets that point outside their buffer would otherwise be followed.

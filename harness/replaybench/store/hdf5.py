@@ -5,6 +5,7 @@ more an episode (N+E), /episodes/* one row an episode (E).
 """
 
 import io
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from replaybench.store.layout import (
     scalar_column,
     step_column_types,
 )
+from replaybench.store.mapped import map_file
 
 if TYPE_CHECKING:
     import h5py
@@ -86,7 +88,7 @@ def _write_rows(file: "h5py.File", name: str, parts: Sequence[NDArray[np.generic
 
 
 def read_episodes(path: Path | str, *, with_mu_logits: bool = True) -> list[Episode]:
-    """Returns the episodes of a shard as read-only views of its columns, each read in one piece.
+    """Returns the episodes of a shard as read-only views of the memory-mapped file.
 
     Raises:
         DataError: The file is damaged, is no shard, or holds links, filters or types that a shard may not have.
@@ -98,32 +100,32 @@ def read_episodes(path: Path | str, *, with_mu_logits: bool = True) -> list[Epis
     with reading(path), h5py.File(path, "r", locking=False) as file:
         name = file.attrs.get("format")
         check_schema(path, name.decode() if isinstance(name, bytes) else name, file.attrs.get("schema_version"))
-        episodes = _split(*_read_columns(path, file, with_mu_logits))
+        episodes = _split(*_read_columns(path, file, map_file(path), with_mu_logits))
     common_layout(path, episodes)
     return episodes
 
 
 def _read_columns(
-    path: Path, file: "h5py.File", with_mu_logits: bool
+    path: Path, file: "h5py.File", mapped: mmap.mmap, with_mu_logits: bool
 ) -> tuple[dict[str, NDArray[Any]], dict[str, list[Any]]]:
     root = _members(path, file, ["observations", "steps", "episodes"])
     steps = _members(path, root["steps"], list(STEP_COLUMNS), ["mu_logits"])
     tables = _members(path, root["episodes"], ["num_steps", *EPISODE_COLUMNS])
-    num_steps = _column(path, tables["num_steps"], ("int64",), None)
+    num_steps = _column(path, mapped, tables["num_steps"], ("int64",), None)
     if (num_steps < 1).any():
         raise DataError(f"{path}: /episodes/num_steps has values below 1. Leave empty episodes out.")
     total, count = sum(num_steps.tolist()), len(num_steps)
-    arrays = {"observations": _column(path, root["observations"], OBSERVATION_TYPES, total + count)}
+    arrays = {"observations": _column(path, mapped, root["observations"], OBSERVATION_TYPES, total + count)}
     for name, dtype in STEP_COLUMNS.items():
-        arrays[name] = _column(path, steps[name], (np.dtype(dtype).name,), total)
+        arrays[name] = _column(path, mapped, steps[name], (np.dtype(dtype).name,), total)
     if with_mu_logits and "mu_logits" in steps:
-        arrays["mu_logits"] = _column(path, steps["mu_logits"], ("float16",), total)
+        arrays["mu_logits"] = _column(path, mapped, steps["mu_logits"], ("float16",), total)
     scalars = {"num_steps": num_steps.tolist()}
     for name, kind in EPISODE_COLUMNS.items():
         if kind is str:
             scalars[name] = _text(path, tables[name], count)
         else:
-            scalars[name] = _column(path, tables[name], (SCALAR_TYPES[kind],), count).tolist()
+            scalars[name] = _column(path, mapped, tables[name], (SCALAR_TYPES[kind],), count).tolist()
     return arrays, scalars
 
 
@@ -159,7 +161,7 @@ def _check_rows(path: Path, dataset: "h5py.Dataset", rows: int | None) -> None:
         raise DataError(f"{path}: {dataset.name} has shape {dataset.shape}, expected {rows or 'some'} rows.")
 
 
-def _column(path: Path, dataset: Any, dtypes: Sequence[str], rows: int | None) -> NDArray[Any]:
+def _column(path: Path, mapped: mmap.mmap, dataset: Any, dtypes: Sequence[str], rows: int | None) -> NDArray[Any]:
     _check_plain(path, dataset)
     if dataset.dtype not in [np.dtype(name) for name in dtypes]:
         raise DataError(f"{path}: {dataset.name} is {dataset.dtype}, expected {' or '.join(dtypes)}.")
@@ -167,9 +169,12 @@ def _column(path: Path, dataset: Any, dtypes: Sequence[str], rows: int | None) -
     # A shape costs a few bytes; without this a damaged one would allocate any amount of memory.
     if dataset.id.get_storage_size() < dataset.nbytes:
         raise DataError(f"{path}: {dataset.name} holds less data than its shape {dataset.shape} says. Write it again.")
-    column: NDArray[Any] = dataset[...]
-    column.flags.writeable = False
-    return column
+    offset = dataset.id.get_offset()
+    if offset is None or offset % dataset.dtype.alignment or offset + dataset.nbytes > len(mapped):
+        column: NDArray[Any] = dataset[...]
+        column.flags.writeable = False
+        return column
+    return np.frombuffer(mapped, dataset.dtype, dataset.size, offset).reshape(dataset.shape)
 
 
 def _text(path: Path, dataset: Any, rows: int) -> list[str]:

@@ -9,6 +9,7 @@ from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.store.card import Card, FileEntry, card_digest, checked_path, read_card, read_shard
 from replaybench.store.checkpoint import read_checkpoint
 from replaybench.store.layout import LevelCheck
+from replaybench.store.mapped import release_pages
 from replaybench.store.remote import fetch, fetch_card, is_url
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Log:
 
         Args:
             level: A level of the card.
-            format: "arrow" (memory-mapped) or "hdf5" (read into memory).
+            format: "arrow" or "hdf5"; either is mapped into memory and read when it is looked at.
             with_mu_logits: Whether to read the behaviour policy's logits where they are logged.
 
         Raises:
@@ -47,6 +48,8 @@ class Log:
             if (shard.level, shard.format) == (level, format):
                 self._bring(shard)
                 episodes += read_shard(self.folder, shard, with_mu_logits=with_mu_logits)
+                # Checking it read all of it.
+                release_pages()
         for episode in episodes:
             check.add(episode)
         return episodes
