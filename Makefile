@@ -1,19 +1,21 @@
 # make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
 # make fuzz    20,000 mutated files against the readers of logs and records
+# make soak    faults and 200 kills of a small sweep, each of which must end as if nothing had happened
 # make bench   ratios of speed, measured here, to reports/bench.json; ONLY=trainer runs one
 PYTHON  ?= python3.11
 VENV    := .venv
 BIN     := $(VENV)/bin
-STAMP   := $(VENV)/.installed
 PRESET  ?= default
 OUT     ?= reports/$(PRESET)
 WORKERS ?= $(shell nproc)
 EXTRAS  ?= dev,vla$(if $(findstring libero,$(PRESET)),$(comma)libero)
 comma   := ,
+STAMP   := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+KILLS   ?= 200
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup sweep tune test test-all check fuzz bench format clean
+.PHONY: setup sweep tune test test-all check fuzz soak bench format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -44,6 +46,9 @@ check: $(STAMP)
 
 fuzz: $(STAMP)
 	FUZZ_INPUTS=20000 $(BIN)/python -m pytest -q -s tests/contract/test_hostile_files.py
+
+soak: $(STAMP)
+	$(BIN)/python tests/soak/faults.py $(KILLS)
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/run.py $(ONLY)

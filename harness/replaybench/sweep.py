@@ -242,6 +242,13 @@ def due_runs(folder: SweepFolder, planned: Sequence[RunSpec], only: str | None, 
     return due[:limit]
 
 
+def renew_unread(folder: SweepFolder) -> None:
+    """Makes the runs due again that failed because their data could not be read: the data may be whole by now."""
+    for failure in folder.failures():
+        if failure["reason"].startswith(DataError.__name__):
+            folder.forget_failure(failure["run_id"])
+
+
 def retry_failed(folder: SweepFolder) -> int:
     """Makes every failed run due again and returns how many there were."""
     failures = folder.failures()

@@ -95,7 +95,7 @@ def sweep_run(
     from replaybench.plan import check, load_sweep, sources
     from replaybench.progress import listening
     from replaybench.record import SweepFolder
-    from replaybench.sweep import claim, due_runs, make_data, run_sweep
+    from replaybench.sweep import claim, due_runs, make_data, renew_unread, run_sweep
 
     spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
     runner = _runner(executor, address, worker_count(workers), spec.resources)
@@ -107,6 +107,7 @@ def sweep_run(
         # Logs belong into this machine's data folder, and are made once: they stay in its own processes.
         make_data(found, spec.lineages, worker_count(workers), command_line(), listen)
         planned = claim(folder, spec, found)
+        renew_unread(folder)
         run_sweep(folder, due_runs(folder, planned, only, limit), runner, listen)
     _finish(folder, planned, report)
 
