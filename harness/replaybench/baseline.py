@@ -272,6 +272,13 @@ def with_gradient(value: Tensor, score: Tensor, log_pi: Tensor) -> Tensor:
 def baseline_paths() -> dict[str, Path]:
     """Returns the file of every baseline that is shipped or installed through an entry point, by name."""
     found = {path.stem: path for path in sorted(BASELINES_DIR.glob("*.py")) if not path.stem.startswith("_")}
+    return found | _installed_paths()
+
+
+@lru_cache(maxsize=1)
+def _installed_paths() -> dict[str, Path]:
+    """Returns the files of the entry points; looking through what is installed takes milliseconds."""
+    found = {}
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             spec = importlib.util.find_spec(point.value)

@@ -7,14 +7,13 @@ import numpy as np
 import polars as pl
 
 from replaybench.analysis.sample_efficiency import CURVE_SCHEMA
-from replaybench.record import SweepFolder
-from replaybench.results import FINAL_METRIC, Sweep, log_steps, metric_rows
+from replaybench.results import FINAL_METRIC, Measured, Sweep, log_steps, metric_rows
 
 # Points that make a curve.
 MIN_SIZES = 3
 
 
-def curves_by_steps(folder: SweepFolder, sweep: Sweep, start: Mapping[str, float]) -> pl.DataFrame:
+def curves_by_steps(measured: Measured, sweep: Sweep, start: Mapping[str, float]) -> pl.DataFrame:
     """Returns success against environment steps, a point an evaluation, where a curve has at least three sizes.
 
     Under the buffered protocol the steps are those collected so far. Under the logged one they are the size of the log,
@@ -26,7 +25,7 @@ def curves_by_steps(folder: SweepFolder, sweep: Sweep, start: Mapping[str, float
     Returns:
         The columns of `analysis.sample_efficiency.CURVE_SCHEMA`; learner_samples are those consumed so far.
     """
-    points = points_by_steps(folder, sweep)
+    points = points_by_steps(measured, sweep)
     if sweep.spec.buffered:
         points = points.filter(pl.col("steps").n_unique().over("level") >= MIN_SIZES)
     else:
@@ -40,16 +39,16 @@ def curves_by_steps(folder: SweepFolder, sweep: Sweep, start: Mapping[str, float
     return means.select(pl.col(name).cast(dtype) for name, dtype in CURVE_SCHEMA.items()).sort(list(CURVE_SCHEMA))
 
 
-def points_by_steps(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
+def points_by_steps(measured: Measured, sweep: Sweep) -> pl.DataFrame:
     """Returns success with the environment steps and learner samples that it took, a row an evaluation.
 
     Under the logged protocol only the evaluation after training counts, and the steps are those of the log.
     """
-    return _buffered_points(folder, sweep) if sweep.spec.buffered else _logged_points(folder, sweep)
+    return _buffered_points(measured, sweep) if sweep.spec.buffered else _logged_points(measured, sweep)
 
 
-def _buffered_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
-    rows = metric_rows(folder, sweep, [FINAL_METRIC, "env_steps"])
+def _buffered_points(measured: Measured, sweep: Sweep) -> pl.DataFrame:
+    rows = metric_rows(measured, [FINAL_METRIC, "env_steps"])
     wide = rows.filter(pl.col("level").is_not_null()).pivot(
         on="metric", index=[name for name in rows.columns if name not in ("metric", "value")], values="value"
     )
@@ -66,14 +65,14 @@ def _buffered_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
     )
 
 
-def _logged_points(folder: SweepFolder, sweep: Sweep) -> pl.DataFrame:
+def _logged_points(measured: Measured, sweep: Sweep) -> pl.DataFrame:
     trained = [run for run in sweep.runs if run.level is not None]
     sizes = pl.DataFrame(
         [(run.run_id(), run.level, log_steps(run), run.train.updates, run.train.batch_size) for run in trained],
         schema=["run_id", "log_level", "steps", "updates", "batch_size"],
         orient="row",
     )
-    last = metric_rows(folder, sweep, [FINAL_METRIC]).sort("update").group_by("run_id").last()
+    last = metric_rows(measured, [FINAL_METRIC]).sort("update").group_by("run_id").last()
     return last.join(sizes, on="run_id").with_columns(
         level="log_level", learner_samples=pl.col("updates") * pl.col("batch_size")
     )

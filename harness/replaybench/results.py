@@ -136,14 +136,26 @@ def short_power(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def final_success(folder: SweepFolder) -> pl.DataFrame:
-    """Returns the success after training of every planned run, null where the run has no result.
+class Measured(NamedTuple):
+    """What the finished runs measured, without per-item rows.
 
-    Returns:
-        The columns of `analysis.compare.RUN_SCHEMA`; a control has level and replay_ratio null.
+    runs: run_id, and the columns of `analysis.compare.RUN_SCHEMA` except value, with the labels of arm and level; a row
+    a planned run. finished: the run ids that have a result. rows: run_id, update, metric, value.
+    """
+
+    runs: pl.DataFrame
+    finished: frozenset[str]
+    rows: pl.DataFrame
+
+
+def read_measured(folder: SweepFolder) -> Measured:
+    """Reads all records of a sweep once: opening thousands of small files costs more than filtering.
+
+    Raises:
+        ConfigError: The folder holds no sweep.
     """
     sweep = read_sweep(folder)
-    planned = pl.DataFrame(
+    runs = pl.DataFrame(
         [
             {"run_id": run.run_id(), "baseline": sweep.labels[run.run_id()], "level": sweep.levels[run.run_id()]}
             | {name: getattr(run, name) for name in ("dataset", "task", "lineage", "replay_ratio", "seed")}
@@ -151,52 +163,42 @@ def final_success(folder: SweepFolder) -> pl.DataFrame:
         ],
         schema={"run_id": pl.String, **{name: RUN_SCHEMA[name] for name in RUN_SCHEMA if name != "value"}},
     )
-    measured = metric_rows(folder, sweep, [FINAL_METRIC])
-    last = measured.sort("update").group_by("run_id").agg(pl.col("value").last())
-    return planned.join(last, on="run_id", how="left").select(*RUN_SCHEMA)
+    finished = [run_id for run_id in sweep.labels if folder.is_complete(run_id)]
+    types: dict[str, Any] = {"run_id": pl.Categorical, "update": pl.Int64, "metric": pl.Categorical}
+    types["value"] = pl.Float64
+    if not finished:
+        return Measured(runs, frozenset(), pl.DataFrame(schema=types))
+    records = pl.scan_parquet([folder.path / "runs" / run_id / "rows.parquet" for run_id in finished])
+    rows = records.filter(pl.col("item") == -1).select(pl.col(name).cast(kind) for name, kind in types.items())
+    return Measured(runs, frozenset(finished), rows.collect())
 
 
-def curves(folder: SweepFolder, metrics: Sequence[str]) -> pl.DataFrame:
+def final_success(measured: Measured) -> pl.DataFrame:
+    """Returns the success after training of every planned run, null where the run has no result.
+
+    Returns:
+        The columns of `analysis.compare.RUN_SCHEMA`; a control has level and replay_ratio null.
+    """
+    last = metric_rows(measured, [FINAL_METRIC]).sort("update").group_by("run_id").agg(pl.col("value").last())
+    return measured.runs.join(last, on="run_id", how="left", maintain_order="left").select(*RUN_SCHEMA)
+
+
+def curves(measured: Measured, metrics: Sequence[str]) -> pl.DataFrame:
     """Returns metrics over updates of the finished runs, one row per run, update and metric, without per-item rows.
 
     Returns:
         dataset, task, lineage, level, replay_ratio, baseline, seed, update, metric, value.
     """
-    rows = metric_rows(folder, read_sweep(folder), metrics).drop("run_id")
-    return rows.sort("metric", *CELL, "seed", "update")
+    return metric_rows(measured, metrics).drop("run_id").sort("metric", *CELL, "seed", "update")
 
 
-def metric_rows(folder: SweepFolder, sweep: Sweep, metrics: Sequence[str]) -> pl.DataFrame:
-    """Returns metrics of the finished runs with their arm and level labels, without per-item rows."""
-    columns = ["run_id", "dataset", "task", "lineage", "level", "replay_ratio", "baseline", "seed", "update"]
-    found = [folder.path / "runs" / run_id for run_id in sweep.labels if folder.is_complete(run_id)]
-    types: dict[str, type[pl.DataType]] = {**RUN_SCHEMA, "run_id": pl.String, "update": pl.Int64, "metric": pl.String}
-    if not found:
-        return pl.DataFrame(schema={name: types[name] for name in [*columns, "metric", "value"]})
-    names = pl.DataFrame(
-        {
-            "run_id": list(sweep.labels),
-            "baseline": list(sweep.labels.values()),
-            "level": [sweep.levels[run_id] for run_id in sweep.labels],
-        },
-        schema={"run_id": pl.String, "baseline": pl.String, "level": pl.String},
+def metric_rows(measured: Measured, metrics: Sequence[str]) -> pl.DataFrame:
+    """Returns `curves` with the column run_id, in no order."""
+    columns = ["run_id", "dataset", "task", "lineage", "level", "replay_ratio", "baseline", "seed"]
+    rows = measured.rows.filter(pl.col("metric").is_in(list(metrics))).with_columns(
+        pl.col("run_id", "metric").cast(pl.String)
     )
-    files = tuple(path / "rows.parquet" for path in found)
-    rows = (
-        _scalar_rows(files, tuple(file.stat().st_mtime_ns for file in files))
-        .lazy()
-        .filter(pl.col("metric").is_in(list(metrics)))
-        .join(names.lazy(), on="run_id")
-        .select(pl.col(name).cast(types[name]) for name in [*columns, "metric", "value"])
-    )
-    return rows.collect()
-
-
-@lru_cache(maxsize=2)
-def _scalar_rows(files: tuple[Path, ...], written: tuple[int, ...]) -> pl.DataFrame:
-    """Reads all records once, without per-item rows: opening thousands of small files costs more than filtering."""
-    kept = ["run_id", "dataset", "task", "lineage", "replay_ratio", "seed", "update", "metric", "value"]
-    return pl.scan_parquet(list(files)).filter(pl.col("item") == -1).select(kept).collect()
+    return rows.join(measured.runs, on="run_id").select(*columns, "update", "metric", "value")
 
 
 def lineage_means(rows: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
@@ -283,14 +285,14 @@ def levels_by_distance(sweep: Sweep, facts: pl.DataFrame) -> list[str]:
     return sorted(levels, key=lambda level: distance[level])
 
 
-def replay_ratios(folder: SweepFolder) -> pl.DataFrame:
+def replay_ratios(measured: Measured) -> pl.DataFrame:
     """Returns the replay ratio that was asked for and what the finished runs realised.
 
     Returns:
         dataset, level, replay_ratio; realised_low, realised_high; steps_low, steps_high logged steps; num_runs.
     """
     realised, steps = "replay_ratio_realised", "replay_steps"
-    rows = curves(folder, [realised, steps])
+    rows = curves(measured, [realised, steps])
     value = {metric: pl.col("value").filter(pl.col("metric") == metric) for metric in (realised, steps)}
     return (
         rows.group_by("dataset", *SETTING)

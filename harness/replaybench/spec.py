@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -214,6 +215,16 @@ class RunSpec(Spec):
 
     def run_id(self) -> str:
         """Returns the readable cell and a hash of everything that decides the numbers."""
+        return self._run_id
+
+    def __copy__(self) -> Self:
+        copied = super().__copy__()
+        # A copy is made to be changed.
+        copied.__dict__.pop("_run_id", None)
+        return copied
+
+    @cached_property
+    def _run_id(self) -> str:
         decides = self.model_dump(mode="json", exclude={"data_folder", "baseline_path", "data_format"})
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
         cell = [self.dataset, f"L{self.lineage}"]

@@ -52,17 +52,19 @@ def coefficient_of(baseline: Baseline, config: Any) -> Callable[[Floats, Floats]
     """Returns c(l, A) of a baseline in float64, each item alone in its batch."""
 
     def coefficient(log_ratio: Floats, advantage: Floats) -> Floats:
+        pairs = torch.from_numpy(np.stack([log_ratio, advantage]))[..., None]
+        # Statistics of the batch are those of an item alone; any other baseline takes all items at once.
+        size = 1 if baseline.declaration.batch_statistics else len(log_ratio)
         scores = []
-        for value, weight in zip(log_ratio, advantage, strict=True):
-            log_pi = torch.full((1, 1), float(value), dtype=torch.float64)
+        for log_pi, weight in pairs.split(size, dim=1):
             items = Items(
                 log_pi=log_pi,
                 log_mu=torch.zeros_like(log_pi),
-                advantage=torch.full_like(log_pi, float(weight)),
+                advantage=weight,
                 mask=torch.ones_like(log_pi, dtype=torch.bool),
             )
-            scores.append(float(evaluate_surrogate(baseline, config, items).score))
-        return np.array(scores) / advantage
+            scores.append(evaluate_surrogate(baseline, config, items).score.flatten())
+        return np.asarray(torch.cat(scores).numpy()) / advantage
 
     return coefficient
 

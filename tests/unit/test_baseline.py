@@ -15,6 +15,7 @@ from torch import Tensor
 from replaybench.baseline import (
     Baseline,
     Items,
+    _installed_paths,
     baseline_paths,
     config_record,
     evaluate_surrogate,
@@ -136,12 +137,18 @@ def test_a_file_that_breaks_the_contract_is_refused(tmp_path: Path, replacement:
     assert "broken.py" in str(caught.value)
 
 
+def install(monkeypatch: pytest.MonkeyPatch, point: EntryPoint) -> None:
+    """Lets Python see an installed entry point, and nothing remember those of before."""
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [point] if group == point.group else [])
+    monkeypatch.setattr("replaybench.baseline._installed_paths", _installed_paths.__wrapped__)
+
+
 def test_entry_points_add_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module named by an entry point is listed beside the shipped files and loads by the point's name."""
     write_baseline(tmp_path, name="half_from_a_plugin")
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint(name="half", value="half_from_a_plugin", group="replaybench.baselines")
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [point] if group == point.group else [])
+    install(monkeypatch, point)
     assert {"half", "gipo"} <= set(baseline_paths())
     assert load_baseline("half").config().scale == 0.5
 
@@ -150,7 +157,7 @@ def test_entry_points_add_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_entry_point_without_a_module_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     """A stale entry point is a ConfigError that names it, not a crash of every listing."""
     point = EntryPoint(name="gone", value=value, group="replaybench.baselines")
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: [point])
+    install(monkeypatch, point)
     with pytest.raises(ConfigError, match="gone"):
         baseline_paths()
 

@@ -11,7 +11,7 @@ from replaybench.errors import ConfigError
 from replaybench.plan import SweepSpec, check, load_sweep, sources
 from replaybench.record import SweepFolder
 from replaybench.report import build_report
-from replaybench.results import final_success, read_sweep
+from replaybench.results import final_success, read_measured, read_sweep
 from replaybench.sweep import Progress, claim, due_runs, run_sweep
 
 ToySweep = Callable[..., SweepSpec]
@@ -58,9 +58,9 @@ def test_curves_never_mix_what_is_held_fixed(toy_sweep: ToySweep, toy_data: Path
     assert run_sweep(folder, due_runs(folder, planned, None, None), 2, silent).failed == 0
     sweep = read_sweep(folder)
     assert set(sweep.levels.values()) == {None, "stale, 64 steps", "stale, 128 steps", "stale, 256 steps"}
-    success = final_success(folder).filter(pl.col("level").is_not_null())
+    success = final_success(read_measured(folder)).filter(pl.col("level").is_not_null())
     assert len(success) == len(BUDGETS) * 2 * 2
-    curves = curves_by_steps(folder, sweep, {"toy": 0.25})
+    curves = curves_by_steps(read_measured(folder), sweep, {"toy": 0.25})
     designs = {"8 updates on every log": [4, 2, 1], "replay ratio 2.0 on every log": [2, 2, 2]}
     assert set(curves["design"]) == set(designs)
     for design, ratios in designs.items():

@@ -23,6 +23,7 @@ from replaybench.results import (
     lineage_intervals,
     lineage_means,
     manifests,
+    read_measured,
     read_sweep,
     replay_ratios,
     short_power,
@@ -186,7 +187,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> SweepFolder:
 
 def test_final_success_has_the_schema_of_the_comparison(folder: SweepFolder) -> None:
     """One row a planned run, in the columns and types that the comparison expects; controls have no level."""
-    frame = final_success(folder)
+    frame = final_success(read_measured(folder))
     assert dict(frame.schema) == {name: dtype() for name, dtype in RUN_SCHEMA.items()}
     assert len(frame) == 2 * 3 * (1 + 2 * 4)
     assert frame.filter(pl.col("level").is_null())["baseline"].unique().to_list() == ["zero"]
@@ -197,14 +198,14 @@ def test_final_success_is_the_last_evaluation_of_the_run(folder: SweepFolder) ->
     planned = {(r.dataset, r.lineage, r.level, r.replay_ratio, r.baseline): success_of(r) for r in folder.runs()}
     found = {
         (r["dataset"], r["lineage"], r["level"], r["replay_ratio"], r["baseline"]): r["value"]
-        for r in final_success(folder).iter_rows(named=True)
+        for r in final_success(read_measured(folder)).iter_rows(named=True)
     }
     assert found == planned
 
 
 def test_the_comparison_reads_what_the_records_hold(folder: SweepFolder) -> None:
     """gipo - ppo_clip on fresh is .1 (1 + .1 lineage): .1, .11, .12 in both data sets, mean .11 by hand."""
-    table = paired_differences(final_success(folder), "ppo_clip")
+    table = paired_differences(final_success(read_measured(folder)), "ppo_clip")
     row = table.filter(
         (pl.col("dataset") == "all")
         & (pl.col("level") == "fresh")
@@ -220,7 +221,7 @@ def test_a_run_without_a_manifest_is_missing_not_zero(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path, lambda run: None if run.lineage == 0 else success_of(run), datasets=["door"])
     half_written = next(run for run in folder.runs() if run.lineage == 1 and run.baseline == "gipo")
     (tmp_path / "runs" / half_written.run_id() / "manifest.json").unlink()
-    frame = final_success(folder)
+    frame = final_success(read_measured(folder))
     assert frame.filter(pl.col("lineage") == 0)["value"].null_count() == 9
     assert frame.filter(pl.col("lineage") == 1)["value"].null_count() == 1
     assert len(manifests(folder)) == 17
@@ -229,8 +230,8 @@ def test_a_run_without_a_manifest_is_missing_not_zero(tmp_path: Path) -> None:
 def test_a_sweep_without_any_result_has_only_nulls(tmp_path: Path) -> None:
     """Planned runs are there even where nothing ran."""
     plan_runs(tmp_path, datasets=["door"])
-    assert final_success(SweepFolder(tmp_path))["value"].null_count() == 27
-    assert curves(SweepFolder(tmp_path), ["success"]).is_empty()
+    assert final_success(read_measured(SweepFolder(tmp_path)))["value"].null_count() == 27
+    assert curves(read_measured(SweepFolder(tmp_path)), ["success"]).is_empty()
 
 
 def test_arms_of_one_baseline_are_told_apart_by_what_varies(tmp_path: Path) -> None:
@@ -251,8 +252,8 @@ def test_arms_of_one_baseline_are_told_apart_by_what_varies(tmp_path: Path) -> N
         "gipo (sigma=0.5, lr 3e-4)",
     }
     assert set(arm_labels(folder.runs()).values()) == expected
-    assert set(final_success(folder)["baseline"]) == expected
-    assert set(curves(folder, ["grad_norm"])["baseline"]) == expected - {"zero"}
+    assert set(final_success(read_measured(folder))["baseline"]) == expected
+    assert set(curves(read_measured(folder), ["grad_norm"])["baseline"]) == expected - {"zero"}
 
 
 def test_only_the_learning_rate_is_named_where_only_it_varies(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_learning_rates_are_short(value: float, text: str) -> None:
 
 def test_curves_leave_out_rows_of_single_episodes(folder: SweepFolder) -> None:
     """Each training run has two evaluations, each control one; no row is per episode."""
-    rows = curves(folder, ["success"])
+    rows = curves(read_measured(folder), ["success"])
     assert len(rows) == 2 * 3 * (1 + 2 * 8)
     assert 0.999 not in rows["value"].to_list()
 
@@ -334,7 +335,7 @@ def test_levels_are_ordered_by_measured_distance_not_by_name_or_plan(folder: Swe
 
 def test_replay_ratios_state_what_was_realised(folder: SweepFolder) -> None:
     """At ratio 8 the runs had 400 / 8 = 50 logged steps; 2 training baselines x 3 lineages are 6 runs."""
-    row = replay_ratios(folder).filter(
+    row = replay_ratios(read_measured(folder)).filter(
         (pl.col("dataset") == "drawer") & (pl.col("level") == "stale") & (pl.col("replay_ratio") == 8)
     )
     assert row.drop("dataset", "level", "replay_ratio").row(0) == (8.0, 8.0, 50, 50, 6)

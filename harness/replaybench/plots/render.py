@@ -1,8 +1,11 @@
 """A figure as PNG, PDF and SVG; in a page an SVG follows the light or dark theme, and its marks say what they show."""
 
 import io
+import multiprocessing
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,15 +24,21 @@ class Rendered(NamedTuple):
     svg: str
 
 
+def render_all(figures: Iterable[Figure]) -> Iterator[Rendered]:
+    """Renders figures in the order given, on several processors while later ones are still being drawn."""
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as processes:
+        yield from processes.map(render, figures)
+
+
 def render(figure: Figure) -> Rendered:
     """Returns the figure as PNG (200 dpi), PDF and SVG; the same figure gives the same bytes."""
-    layout = figure.get_layout_engine()
-    if layout is not None:
-        layout.execute(figure)
-    # Solved once; and the canvases are called directly because savefig draws everything twice.
-    figure.set_layout_engine("none")
     png, pdf, svg = io.BytesIO(), io.BytesIO(), io.BytesIO()
     with theme():
+        layout = figure.get_layout_engine()
+        if layout is not None:
+            layout.execute(figure)
+        # Solved once; and the canvases are called directly because savefig draws everything twice.
+        figure.set_layout_engine("none")
         figure.set_dpi(200)
         to_png: Any = FigureCanvasAgg(figure)
         to_png.print_png(png, metadata={"Software": None})

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 MEAN, LINEAGE_DOT = "mean", "lineage"
 
@@ -208,7 +208,7 @@ def log_where_positive(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str
             axis = one.xaxis if name == "x" else one.yaxis
             wide = float(values.max()) > 100 * float(values.min())  # type: ignore[arg-type]
             axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axis.set_minor_formatter(NullFormatter())
 
 

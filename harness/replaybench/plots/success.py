@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from replaybench.analysis.compare import POOLED, UNRESOLVED
 from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, level_axis, mark
@@ -138,7 +138,7 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
     if not table.is_empty() and (table["upper"] > 0).all():
         axes.set_xscale("log")
         axes.set_xticks(sorted({round(upper, 2) for upper in table["upper"]}))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     return axes
 

@@ -17,7 +17,7 @@ def peaks(axes: Axes, table: pl.DataFrame) -> Axes:
     axes.plot(sigma, np.exp(sigma**2 / 2), color=GREY, linewidth=1.2, label="bound, $e^{\\sigma^2/2}$")
     axes.plot(table["sigma"], table["coefficient"], "o", color=COLOURS[0], markersize=6, label="largest found")
     axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, loc="upper left")
     return axes
 
@@ -34,7 +34,7 @@ def concentration(axes: Axes, table: pl.DataFrame) -> Axes:
     axes.plot(table["n"], table["error"], color=COLOURS[1], marker="s", markersize=3.5, label="to the gradient")
     axes.axhline(table["bias"][0], color=COLOURS[1], linewidth=0.8, alpha=0.6)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yscale("log")
     axes.legend(frameon=False)
     return axes
@@ -58,6 +58,6 @@ def gradient_left(axes: Axes, table: pl.DataFrame, column: str, styles: dict[str
             alpha=0.9,
         )
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(-0.04, 1.04)
     return axes

@@ -14,12 +14,12 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     Args:
         table: baseline, kind, update, value, low, high.
     """
-    arms = table.partition_by("baseline", as_dict=True)
+    parts = table.sort("update").partition_by("baseline", "kind", as_dict=True)
     for number, (label, style) in enumerate(look.styles.items()):
-        arm = arms.get((label,), table.clear())
-        means = arm.filter(pl.col("kind") == MEAN).sort("update")
-        if means.is_empty():
+        means = parts.get((label, MEAN))
+        if means is None:
             continue
+        dots = parts.get((label, LINEAGE_DOT), table.clear()).filter(pl.col("update") == means["update"][-1])
         axes.plot(
             means["update"],
             means["value"],
@@ -31,16 +31,12 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
             # Staggered, so that curves that coincide can still be told apart.
             markevery=(number % len(means), max(1, len(look.styles))),
         )
-        bounded = means.drop_nulls("low")
-        axes.fill_between(
-            bounded["update"], bounded["low"], bounded["high"], color=style.colour, alpha=0.1, linewidth=0
-        )
-        dots = arm.filter((pl.col("kind") == LINEAGE_DOT) & (pl.col("update") == means["update"].max()))
+        low, high = (means[name].to_numpy() for name in ("low", "high"))
+        axes.fill_between(means["update"], low, high, color=style.colour, alpha=0.1, linewidth=0)
         points = axes.scatter(
             dots["update"], dots["value"], s=4, color=style.colour, alpha=0.6, linewidths=0, clip_on=False
         )
         mark(points, dots.to_dicts(), "value")
-    axes.margins(x=0.03)
     return axes
 
 
@@ -62,7 +58,7 @@ def along_knob(axes: Axes, table: pl.DataFrame, style: Style, series: str) -> Ax
             axes.plot([value], [estimate], marker="o", markersize=4.5, color=style.colour, markerfacecolor=face)
         axes.plot([], [], color=style.colour, linestyle=line, label=str(name[0]))
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter("{x:g}")
     return axes
 
 

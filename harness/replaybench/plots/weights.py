@@ -5,7 +5,7 @@ import math
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from replaybench.plots.style import COLOURS, Look, Style
 
@@ -102,7 +102,7 @@ def relative_error(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if table["relative_mse"].min() < 0.01 else (1.0, 2.0, 5.0)))  # type: ignore[operator]
     axes.yaxis.set_minor_formatter(NullFormatter())
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     return axes
 
 

@@ -5,10 +5,12 @@ Every sentence is a template filled from a table; a verdict that the tables do n
 
 import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from replaybench import plots
 from replaybench.record import SweepFolder
@@ -32,6 +34,8 @@ class Built:
 def build_report(folder: SweepFolder, collect_cost: float | None = None) -> Built:
     """Builds <folder>/report from the records of the finished runs.
 
+    Figures are rendered in processes of their own: a script calls this under `if __name__ == "__main__":`.
+
     Args:
         collect_cost: Cost of an environment step in learner samples; as measured in the runs if it is not given.
 
@@ -41,12 +45,7 @@ def build_report(folder: SweepFolder, collect_cost: float | None = None) -> Buil
     """
     material = gather(folder, collect_cost)
     out = folder.path / "report"
-    with plots.theme():
-        drawings = draw(material)
-        shown = {
-            drawing.name: _show(material, drawing, f"f{number}", collect_cost)
-            for number, drawing in enumerate(drawings)
-        }
+    shown = _show_all(material, collect_cost)
     tables = page_tables(material)
     for name, frame in csv_tables(material).items():
         _write(out / "tables" / f"{name}.csv", frame.write_csv().encode())
@@ -71,9 +70,26 @@ def redraw_figure(folder: SweepFolder, name: str, to: Path, collect_cost: float 
         return _write_figure(to, drawing, plots.render(drawing.figure))
 
 
-def _show(material: Material, drawing: Drawing, ids: str, collect_cost: float | None) -> ShownFigure:
-    """Writes a figure's files and returns it as the page needs it."""
-    rendered = plots.render(drawing.figure)
+def _show_all(material: Material, collect_cost: float | None) -> dict[str, ShownFigure]:
+    """Draws all figures, writes their files and returns them as the page needs them."""
+    drawn: list[Drawing] = []
+
+    def figures() -> Iterator[Figure]:
+        for drawing in draw(material):
+            drawn.append(drawing)
+            yield drawing.figure
+
+    with plots.theme():
+        rendered = list(plots.render_all(figures()))
+    return {
+        drawing.name: _show(material, drawing, one, f"f{number}", collect_cost)
+        for number, (drawing, one) in enumerate(zip(drawn, rendered, strict=True))
+    }
+
+
+def _show(
+    material: Material, drawing: Drawing, rendered: plots.Rendered, ids: str, collect_cost: float | None
+) -> ShownFigure:
     _write_figure(material.folder.path / "report" / "figures", drawing, rendered)
     svg = plots.inline_svg(rendered.svg, ids)
     command = ["replaybench", "report", "figure", os.path.relpath(material.folder.path), drawing.name]

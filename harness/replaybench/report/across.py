@@ -8,7 +8,7 @@ from replaybench.analysis.across import across_differences
 from replaybench.analysis.compare import UNRESOLVED
 from replaybench.errors import ConfigError
 from replaybench.record import SweepFolder
-from replaybench.results import Sweep, final_success, read_sweep
+from replaybench.results import Sweep, final_success, read_measured, read_sweep
 
 
 class Compared(NamedTuple):
@@ -32,7 +32,9 @@ def compare_sweeps(first: SweepFolder, second: SweepFolder) -> Compared:
         )
     logs = [_logs(sweep) for sweep in sweeps]
     is_paired = logs[0] == logs[1]
-    table = across_differences(final_success(first), final_success(second), is_paired=is_paired)
+    table = across_differences(
+        final_success(read_measured(first)), final_success(read_measured(second)), is_paired=is_paired
+    )
     if table.is_empty():
         raise ConfigError(f"{first.path} and {second.path}: the sweeps share no level, replay ratio and baseline.")
     reason = "on the same logs" if is_paired else "on different logs, so lineages of the two are independent"

@@ -1,5 +1,7 @@
 """Aggregates over tasks and lineages on the scale start policy = 0, expert = 1."""
 
+from functools import lru_cache
+
 import numpy as np
 import polars as pl
 
@@ -11,6 +13,7 @@ from replaybench.report.material import Material, n_words
 PROFILE_POINTS = 81
 
 
+@lru_cache(maxsize=1)
 def scores_of(material: Material) -> pl.DataFrame | None:
     """Returns the normalised scores of the sweep, or None where no run of the control has a result."""
     control = material.success.filter(pl.col("baseline") == material.sweep.control).drop_nulls("value")
@@ -21,6 +24,7 @@ def scores_of(material: Material) -> pl.DataFrame | None:
     return normalised_scores(pl.concat([control, started]), material.sweep.control)
 
 
+@lru_cache(maxsize=1)
 def aggregate_frame(material: Material) -> pl.DataFrame:
     """Returns interquartile mean, optimality gap and probability of improvement of every arm and setting."""
     scores = scores_of(material)

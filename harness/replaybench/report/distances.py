@@ -1,5 +1,7 @@
 """Where training took the policy: towards the log or away from the start, and which part of the gradient did it."""
 
+from functools import lru_cache
+
 import polars as pl
 
 from replaybench.report.cells import Cell, Table, number
@@ -19,6 +21,7 @@ MEASURES = {
 OFF_POLICY = 1e-3
 
 
+@lru_cache(maxsize=1)
 def distance_means(material: Material) -> pl.DataFrame:
     """Returns each measure's mean over lineages, every data set with equal weight, and over updates where it has many.
 
@@ -27,7 +30,7 @@ def distance_means(material: Material) -> pl.DataFrame:
     """
     place = ["level", "replay_ratio", "baseline"]
     # A control makes no update and has no distance.
-    rows = curves(material.folder, list(MEASURES)).drop_nulls("level")
+    rows = curves(material.measured, list(MEASURES)).drop_nulls("level")
     if rows.is_empty():
         return pl.DataFrame(schema=dict.fromkeys(place, pl.String) | dict.fromkeys(MEASURES, pl.Float64))
     by_lineage = lineage_means(rows, ["dataset", *place, "metric"])

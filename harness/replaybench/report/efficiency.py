@@ -1,6 +1,7 @@
 """Sample efficiency: success against steps and against cost, steps to a threshold, speed-up over the reference."""
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -34,13 +35,14 @@ class Efficiency(NamedTuple):
     speed_ups: pl.DataFrame
 
 
+@lru_cache(maxsize=1)
 def efficiency_of(material: Material) -> Efficiency | None:
     """Returns the analysis, or None where no curve has enough points."""
     if scores_of(material) is None:
         return None
     control = material.success.filter(pl.col("baseline") == material.sweep.control).drop_nulls("value")
     start = dict(control.group_by("dataset").agg(pl.col("value").mean()).iter_rows())
-    curves = curves_by_steps(material.folder, material.sweep, {name: one for name, one in start.items() if one < 1})
+    curves = curves_by_steps(material.measured, material.sweep, {name: one for name, one in start.items() if one < 1})
     if curves.is_empty():
         return None
     reference = material.sweep.reference
@@ -230,7 +232,7 @@ def draw_costs(material: Material) -> list[Drawing]:
     price = material.collect_cost
     if price is None:
         return []
-    points = points_by_steps(material.folder, material.sweep).with_columns(
+    points = points_by_steps(material.measured, material.sweep).with_columns(
         cost=pl.col("learner_samples") + price * pl.col("steps")
     )
     place = ["dataset", "level", "baseline", "steps", "learner_samples", "cost"]

@@ -1,7 +1,7 @@
 """Each figure with the table that it shows and its caption."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
 import polars as pl
@@ -144,7 +144,7 @@ def draw_differences(material: Material) -> list[Drawing]:
 
 def draw_diagnostics(material: Material) -> list[Drawing]:
     """Figure 3: training diagnostics over updates, one figure for each data set and replay ratio."""
-    rows = curves(material.folder, list(DIAGNOSTICS))
+    rows = curves(material.measured, list(DIAGNOSTICS))
     place = ["dataset", "replay_ratio", "level", "baseline", "metric", "update"]
     means = lineage_means(rows, place)
     intervals = lineage_intervals(means, place).select(
@@ -163,7 +163,7 @@ def draw_diagnostics(material: Material) -> list[Drawing]:
 
 def _draw_diagnostics_of(material: Material, dataset: str, ratio: float, table: pl.DataFrame) -> Drawing:
     levels = material.look.levels
-    figure, axes = plots.panels(len(DIAGNOSTICS), len(levels), width=2.9, height=1.75, share_x=True)
+    figure, axes = plots.panels(len(DIAGNOSTICS), len(levels), width=2.9, height=1.75)
     for i, (metric, name) in enumerate(DIAGNOSTICS.items()):
         of_metric = table.filter(pl.col("metric") == metric)
         for j, level in enumerate(levels):
@@ -172,6 +172,11 @@ def _draw_diagnostics_of(material: Material, dataset: str, ratio: float, table: 
                 axes[i, j].set_title(level)
         plots.zoom_to_values(list(axes[i]), of_metric)
         axes[i, 0].set_ylabel(name)
+    # Axes that share a scale are brought in line again with every mark that is added to one of them.
+    last = float(table["update"].max())  # type: ignore[arg-type]
+    for panel in axes.flat:
+        panel.set_xlim(-0.03 * last, 1.03 * last)
+        panel.tick_params(labelbottom=panel in axes[-1])
     for panel in axes[-1]:
         panel.set_xlabel("updates")
     note = (
@@ -189,7 +194,7 @@ def _draw_diagnostics_of(material: Material, dataset: str, ratio: float, table: 
 
 def draw_distances(material: Material) -> list[Drawing]:
     """Figure 4: where the policy went, away from the start policy and away from the behaviour policy."""
-    rows = curves(material.folder, [TO_BEHAVIOUR, TO_START])
+    rows = curves(material.measured, [TO_BEHAVIOUR, TO_START])
     if rows.is_empty():
         return []
     table = with_runs(material, _distance_table(rows))
@@ -336,9 +341,10 @@ DRAWERS: dict[str, Callable[[Material], list[Drawing]]] = {
 }
 
 
-def draw(material: Material) -> list[Drawing]:
+def draw(material: Material) -> Iterator[Drawing]:
     """Draws every figure for which there is something to show."""
-    return [drawing for drawer in DRAWERS.values() for drawing in drawer(material)]
+    for drawer in DRAWERS.values():
+        yield from drawer(material)
 
 
 def draw_one(material: Material, name: str) -> Drawing:

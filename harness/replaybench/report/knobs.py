@@ -1,5 +1,7 @@
 """Success and exact error along each correction's knob, the settings that may be best, and equal distances."""
 
+from functools import lru_cache
+
 import polars as pl
 
 from replaybench import plots
@@ -148,11 +150,12 @@ def _span(values: list[float]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
 
 
+@lru_cache(maxsize=1)
 def distance_frame(material: Material) -> pl.DataFrame:
     """Returns the differences to the reference at equal distance to the start policy; empty for one setting each."""
     arms = arms_frame(material)
     place = ["dataset", "task", "level", "replay_ratio", "baseline"]
-    rows = curves(material.folder, [DISTANCE])
+    rows = curves(material.measured, [DISTANCE])
     success = material.success.drop_nulls("value")
     start = success.filter(pl.col("level").is_null()).group_by("dataset", "task", "lineage")
     if not has_several_settings(arms) or rows.is_empty():

@@ -1,6 +1,7 @@
 """Everything that a report is made from, read once."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -14,19 +15,21 @@ from replaybench.record import SweepFolder
 from replaybench.report.words import from_to
 from replaybench.results import (
     LevelFacts,
+    Measured,
     Sweep,
     final_success,
     level_facts,
     levels_by_distance,
     manifests,
+    read_measured,
     read_sweep,
 )
 from replaybench.spec import RunSpec
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
-    """Everything that the report is made from.
+    """Everything that the report is made from; equal to itself only, so that what it leads to is computed once.
 
     collect_cost: What an environment step costs in learner samples, None if unknown; cost_words says who says so.
     """
@@ -34,26 +37,34 @@ class Material:
     folder: SweepFolder
     sweep: Sweep
     facts: LevelFacts
+    measured: Measured
     look: plots.Look
     success: pl.DataFrame
     summary: pl.DataFrame
     differences: pl.DataFrame
     improvement: pl.DataFrame
-    num_complete: int
     manifests: list[dict[str, Any]]
     collect_cost: float | None
     cost_words: str
 
-    @property
+    @cached_property
     def datasets(self) -> list[str]:
         """The data sets of the sweep, sorted."""
         return sorted({run.dataset for run in self.sweep.runs})
 
-    @property
+    @cached_property
     def settings(self) -> list[tuple[float, str]]:
         """The (replay ratio, level) pairs, levels from fresh to stale."""
         cells = {(run.replay_ratio, self.sweep.levels[run.run_id()]) for run in self.sweep.runs}
         return [(r, level) for r in self.sweep.spec.ratios() for level in self.look.levels if (r, level) in cells]
+
+    @cached_property
+    def first_runs(self) -> dict[str, RunSpec]:
+        """One run of each arm, by label."""
+        found: dict[str, RunSpec] = {}
+        for run in self.sweep.runs:
+            found.setdefault(self.sweep.labels[run.run_id()], run)
+        return dict(sorted(found.items()))
 
 
 def gather(folder: SweepFolder, collect_cost: float | None = None) -> Material:
@@ -64,7 +75,8 @@ def gather(folder: SweepFolder, collect_cost: float | None = None) -> Material:
     """
     sweep = read_sweep(folder)
     facts = level_facts(sweep.runs)
-    success = final_success(folder)
+    measured = read_measured(folder)
+    success = final_success(measured)
     levels = levels_by_distance(sweep, facts.frame)
     baseline_of = {sweep.labels[run.run_id()]: run.baseline for run in sweep.runs}
     ordered = dict(sorted(baseline_of.items(), key=lambda item: (item[0] != sweep.control, item[0])))
@@ -80,12 +92,12 @@ def gather(folder: SweepFolder, collect_cost: float | None = None) -> Material:
         folder=folder,
         sweep=sweep,
         facts=facts,
+        measured=measured,
         look=look,
         success=success,
         summary=level_summary(success),
         differences=paired_differences(success, sweep.reference),
         improvement=improvement_over_start(success, sweep.control),
-        num_complete=sum(folder.is_complete(run.run_id()) for run in sweep.runs),
         manifests=records,
         collect_cost=collect_cost if given else measured_collect_cost(records),
         cost_words="as given" if given else "the median of what the runs took for either on their machines",
@@ -101,26 +113,9 @@ def n_words(material: Material) -> str:
 def with_runs(material: Material, table: pl.DataFrame) -> pl.DataFrame:
     """Adds the column `runs`: the ids of the runs behind each lineage's row, one a line, null in other rows."""
     place = [name for name in ("dataset", "replay_ratio", "level", "baseline", "lineage") if name in table.columns]
-    sweep = material.sweep
-    runs = pl.DataFrame(
-        [
-            {"runs": run_id, "baseline": sweep.labels[run_id], "level": sweep.levels[run_id]}
-            | {name: getattr(run, name) for name in ("dataset", "replay_ratio", "lineage")}
-            for run in sweep.runs
-            if material.folder.is_complete(run_id := run.run_id())
-        ],
-        schema={"runs": pl.String, **{name: table.schema[name] for name in place}},
-    )
-    joined = runs.group_by(place).agg(pl.col("runs").str.join("\n"))
+    finished = material.measured.runs.filter(pl.col("run_id").is_in(list(material.measured.finished)))
+    joined = finished.group_by(place).agg(pl.col("run_id").str.join("\n").alias("runs"))
     return table.join(joined, on=place, how="left", nulls_equal=True, maintain_order="left")
-
-
-def first_runs(sweep: Sweep) -> dict[str, RunSpec]:
-    """Returns one run of each arm, by label."""
-    found: dict[str, RunSpec] = {}
-    for run in sweep.runs:
-        found.setdefault(sweep.labels[run.run_id()], run)
-    return dict(sorted(found.items()))
 
 
 def loaded_baseline(run: RunSpec) -> Baseline | None:

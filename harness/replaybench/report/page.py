@@ -14,7 +14,7 @@ from replaybench.report.drawing import ShownFigure
 from replaybench.report.efficiency import literature_words
 from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.knobs import knob_words
-from replaybench.report.material import Material, first_runs
+from replaybench.report.material import Material
 from replaybench.report.theory import measured_theory, theory_words
 from replaybench.report.verdict import conclusion, opening
 from replaybench.report.words import plain, pooled
@@ -63,12 +63,12 @@ def render_page(material: Material, figures: Mapping[str, ShownFigure], tables: 
 def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Mapping[str, Table]) -> dict[str, Any]:
     """Returns what the sections may show."""
     spec = material.sweep.spec
-    missing = len(material.sweep.runs) - material.num_complete
+    missing = len(material.sweep.runs) - len(material.measured.finished)
     return {
         "description": spec.description,
         "reference": material.sweep.reference,
         "control": material.sweep.control,
-        "arms_of_reference": sum(run.baseline == spec.reference for run in first_runs(material.sweep).values()),
+        "arms_of_reference": sum(run.baseline == spec.reference for run in material.first_runs.values()),
         "levels": material.look.levels,
         "ratios": [f"{ratio:g}" for ratio in spec.ratios()],
         "datasets": material.datasets,
@@ -76,7 +76,7 @@ def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Map
         "num_seeds": len(spec.seeds),
         "num_episodes": spec.evaluate.episodes,
         "num_planned": len(material.sweep.runs),
-        "num_complete": material.num_complete,
+        "num_complete": len(material.measured.finished),
         "num_missing": missing,
         "opening": opening(material),
         "conclusion": conclusion(material),

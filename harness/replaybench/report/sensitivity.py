@@ -1,5 +1,7 @@
 """Success along the knob of each correction, where a sweep runs several settings of one."""
 
+from functools import lru_cache
+
 import polars as pl
 
 from replaybench import plots
@@ -8,14 +10,15 @@ from replaybench.analysis.sensitivity import ARM_SCHEMA, best_against_best, matc
 from replaybench.bandwidth import half_weight
 from replaybench.baseline import baseline_paths
 from replaybench.report.drawing import Drawing
-from replaybench.report.material import Material, first_runs, loaded_baseline, n_words
+from replaybench.report.material import Material, loaded_baseline, n_words
 from replaybench.results import short_power
 
 
+@lru_cache(maxsize=1)
 def arms_frame(material: Material) -> pl.DataFrame:
     """Returns the trained arms of the sweep with their knob and their upper half-weight log-ratio, where it exists."""
     rows = []
-    for label, run in first_runs(material.sweep).items():
+    for label, run in material.first_runs.items():
         baseline = loaded_baseline(run)
         if baseline is None or not baseline.declaration.updates_policy:
             continue

@@ -15,7 +15,7 @@ from replaybench.report.efficiency import efficiency_frames, efficiency_tables
 from replaybench.report.figures import LEVEL_MEASURES
 from replaybench.report.gridworld import study_frames
 from replaybench.report.knobs import distance_table, knob_frames, optimum_table
-from replaybench.report.material import Material, first_runs, loaded_baseline
+from replaybench.report.material import Material, loaded_baseline
 from replaybench.report.sensitivity import comparison_frames
 from replaybench.report.words import from_to, plain, pooled, short, with_interval, with_n
 from replaybench.results import replay_ratios, short_power
@@ -29,7 +29,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
         "improvement": material.improvement,
         "levels": material.summary,
         "level-facts": material.facts.frame,
-        "replay-ratio": replay_ratios(material.folder),
+        "replay-ratio": replay_ratios(material.measured),
         "settings": settings_frame(material),
         "provenance": provenance_frame(material),
         "failures": failures_frame(material),
@@ -46,7 +46,7 @@ def csv_tables(material: Material) -> dict[str, pl.DataFrame]:
 def settings_frame(material: Material) -> pl.DataFrame:
     """Returns the setting and the source of every arm."""
     rows = []
-    for label, run in first_runs(material.sweep).items():
+    for label, run in material.first_runs.items():
         baseline = loaded_baseline(run)
         rows.append(
             {
@@ -71,7 +71,7 @@ def failures_frame(material: Material) -> pl.DataFrame:
 def provenance_frame(material: Material) -> pl.DataFrame:
     """Returns where the numbers come from, as (fact, value)."""
     rows = [("sweep", material.sweep.spec.name), ("runs planned", str(len(material.sweep.runs)))]
-    rows += [("runs with a result", str(material.num_complete))]
+    rows += [("runs with a result", str(len(material.measured.finished)))]
     rows += [("sum of the runs' wall time", f"{sum(m['wall_s'] for m in material.manifests):.0f} s")]
     rows += [(f"version of {name}", value) for name, value in _tallied(m["versions"] for m in material.manifests)]
     rows += [(f"host: {name}", value) for name, value in _tallied(m["host"] for m in material.manifests)]
@@ -313,7 +313,7 @@ def _ratio_table(material: Material) -> Table:
             Cell(from_to(row["steps_low"], row["steps_high"]), row["steps_low"], "number"),
             number(row["num_runs"], "d"),
         ]
-        for row in replay_ratios(material.folder).to_dicts()
+        for row in replay_ratios(material.measured).to_dicts()
     ]
     headings = ["data set", "level", "requested", "realised", "logged steps", "runs"]
     return Table("replay-ratio", "Replay ratio, requested and realised", headings, rows, csv="replay-ratio")

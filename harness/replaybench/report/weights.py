@@ -10,7 +10,7 @@ import torch
 from replaybench import plots
 from replaybench.baseline import Baseline, baseline_paths, gradient_coefficient, load_baseline
 from replaybench.report.drawing import Drawing
-from replaybench.report.material import Material, first_runs, loaded_baseline
+from replaybench.report.material import Material, loaded_baseline
 
 LOG_RATIO_RANGE, WEIGHT_BOTTOM, WEIGHT_TOP = 4.0, -1.0, 4.0
 GALLERY_COLUMNS = 6
@@ -43,7 +43,7 @@ def draw_weights(material: Material) -> list[Drawing]:
 def weight_table(material: Material) -> tuple[pl.DataFrame, list[str]]:
     """Returns c(l) for both signs of the advantage and every arm, and why some have no curve."""
     frames, left_out = [], []
-    for label, run in first_runs(material.sweep).items():
+    for label, run in material.first_runs.items():
         baseline = loaded_baseline(run)
         if baseline is None:
             left_out.append(f"{label} (changed or missing on disk)")
