@@ -113,7 +113,7 @@ def start_policy(settings: BufferedSettings, spec: RunSpec, log: Log, device: to
     if settings.start == "start_policy":
         return load_policy(log, log.card.start_checkpoint, device)
     oldest = min(log.card.checkpoints, key=lambda checkpoint: checkpoint.version)
-    policy = load_policy(log, oldest.name, device)
+    policy = load_policy(log, log.card.warm_start_checkpoint or oldest.name, device)
     if settings.start == "scratch":
         # New weights; what standardises observations stays that of the demonstrations.
         generator = torch_generator(spec.dataset, spec.lineage, spec.seed, "initialise")

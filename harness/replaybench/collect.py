@@ -265,6 +265,9 @@ def _card(
         policy=recipe.policy.kind,
         policy_settings=world.suite.policy_settings(recipe.task) | recipe.policy.settings,
         start_checkpoint=_name(family.start),
+        warm_start_checkpoint=_name(family.warm_start)
+        if family.checkpoints[0].version < family.warm_start.version
+        else None,
         recipe_sha256=recipe.digest(),
         licence=recipe.licence,
         command=command,

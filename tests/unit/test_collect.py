@@ -112,6 +112,15 @@ def test_where_clones_count_a_level_may_lie_before_the_warm_start(tmp_path: Path
     assert clone.lag_updates is not None
     assert max(versions) - clone.lag_updates[0] in versions
     assert clone.measured["kl"] > card.levels["stale"].measured["kl"] > 1e-4
+    # A run under the buffered protocol may ask for the warm start, which is not the oldest policy here.
+    assert card.warm_start_checkpoint is not None
+    assert min(versions) < card.version_of(card.warm_start_checkpoint) < card.version_of(card.start_checkpoint)
+
+
+def test_where_clones_do_not_count_the_warm_start_is_the_oldest_checkpoint(tmp_path: Path) -> None:
+    """Then the card says nothing of it, and such cards stay as they were."""
+    make(tmp_path)
+    assert read_card(tmp_path / "log").warm_start_checkpoint is None
 
 
 def test_without_a_warm_start_a_lineage_begins_with_the_policy_as_it_is(tmp_path: Path) -> None:

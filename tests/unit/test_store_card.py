@@ -148,6 +148,7 @@ def test_a_lag_range_rises_from_zero(lag: Any) -> None:
 
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "no start": ({"checkpoints": [start(name="other")]}, "'start_checkpoint': 'start' is none of .*other"),
+    "no warm start": ({"warm_start_checkpoint": "old"}, "'warm_start_checkpoint': 'old' is none of .*start"),
     "checkpoint twice": ({"checkpoints": [start(), start(path="x")]}, "'checkpoints': 'start' occurs twice"),
     "path twice": ({"shards": [shard(), shard()]}, "'path': 'hdf5/fresh-00000.h5' occurs twice"),
     "no levels": ({"levels": {}, "shards": []}, "'levels': there are none"),

@@ -109,6 +109,8 @@ class Card(_Record):
     policy: str
     policy_settings: PlainTable
     start_checkpoint: Name
+    # Where it is not the oldest checkpoint, because older clones are logged too.
+    warm_start_checkpoint: Name | None = None
     recipe_sha256: str
     licence: str
     command: str
@@ -200,11 +202,12 @@ def check_complete(card: Card, where: str) -> None:
     _refuse_repeated(where, "checkpoints", names)
     files: list[FileEntry] = [*card.shards, *card.checkpoints]
     _refuse_repeated(where, "path", [entry.path for entry in files])
-    if card.start_checkpoint not in names:
-        raise DataError(
-            f"{where}: field 'start_checkpoint': '{card.start_checkpoint}' is none of the checkpoints "
-            f"({', '.join(names) or 'none'}). Add that checkpoint or name another."
-        )
+    for field in ("start_checkpoint", "warm_start_checkpoint"):
+        if (name := getattr(card, field)) is not None and name not in names:
+            raise DataError(
+                f"{where}: field '{field}': '{name}' is none of the checkpoints "
+                f"({', '.join(names) or 'none'}). Add that checkpoint or name another."
+            )
     if not card.levels:
         raise DataError(f"{where}: field 'levels': there are none. A log needs at least one level.")
     totals: dict[str, dict[str, Counter[str]]] = {level: defaultdict(Counter) for level in card.levels}
