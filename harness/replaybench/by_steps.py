@@ -23,7 +23,8 @@ def curves_by_steps(measured: Measured, sweep: Sweep, start: Mapping[str, float]
         start: Mean success of the start policies of each data set, where every curve begins.
 
     Returns:
-        The columns of `analysis.sample_efficiency.CURVE_SCHEMA`; learner_samples are those consumed so far.
+        The columns of `analysis.sample_efficiency.CURVE_SCHEMA`, and the run ids behind a row, one a line, as `runs`;
+        learner_samples are those consumed so far.
     """
     points = points_by_steps(measured, sweep)
     if sweep.spec.buffered:
@@ -34,9 +35,10 @@ def curves_by_steps(measured: Measured, sweep: Sweep, start: Mapping[str, float]
     base = pl.col("dataset").replace_strict(start, default=None, return_dtype=pl.Float64)
     scored = known.with_columns(score=(pl.col("value") - base) / (1 - base))
     means = scored.group_by(*[name for name in CURVE_SCHEMA if name not in ("value", "score")]).agg(
-        pl.col("value", "score").mean()
+        pl.col("value", "score").mean(), runs=pl.col("run_id").str.join("\n")
     )
-    return means.select(pl.col(name).cast(dtype) for name, dtype in CURVE_SCHEMA.items()).sort(list(CURVE_SCHEMA))
+    columns = [pl.col(name).cast(dtype) for name, dtype in CURVE_SCHEMA.items()]
+    return means.select(*columns, "runs").sort(list(CURVE_SCHEMA))
 
 
 def points_by_steps(measured: Measured, sweep: Sweep) -> pl.DataFrame:
@@ -53,7 +55,7 @@ def _buffered_points(measured: Measured, sweep: Sweep) -> pl.DataFrame:
         on="metric", index=[name for name in rows.columns if name not in ("metric", "value")], values="value"
     )
     if wide.is_empty():
-        return pl.DataFrame(schema=CURVE_SCHEMA)
+        return pl.DataFrame(schema={**CURVE_SCHEMA, "run_id": pl.String})
     regimes = {name: sweep.spec.regime(name) for name in sweep.spec.regimes}
     batch_size = sweep.spec.train.batch_size
     ratio = {name: regime.value_updates * batch_size / regime.collect_steps for name, regime in regimes.items()}

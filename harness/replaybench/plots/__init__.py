@@ -32,7 +32,7 @@ from replaybench.plots.success import (
     success_by_width,
 )
 from replaybench.plots.theory import concentration, gradient_left, peaks
-from replaybench.plots.training import along_knob, distances, metric_over_updates, zoom_to_values
+from replaybench.plots.training import along_knob, by_bucket, distances, metric_over_updates, zoom_to_values
 from replaybench.plots.weights import (
     bias_variance,
     linear_near_zero,
@@ -55,6 +55,7 @@ __all__ = [
     "add_note",
     "along_knob",
     "bias_variance",
+    "by_bucket",
     "colour_css",
     "concentration",
     "dataset_handles",

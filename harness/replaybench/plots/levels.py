@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from replaybench.plots.style import LINEAGE_DOT, MARKERS, MEAN, Look, level_axis
+from replaybench.plots.style import LINEAGE_DOT, MARKERS, MEAN, Look, level_axis, mark
 
 
 def level_measure(axes: Axes, table: pl.DataFrame, look: Look, datasets: Sequence[str]) -> Axes:
@@ -42,7 +42,8 @@ def level_measure(axes: Axes, table: pl.DataFrame, look: Look, datasets: Sequenc
             x = look.levels.index(row["level"]) + shift
             if row["low"] is not None:
                 axes.plot([x, x], [row["low"], row["high"]], color=grey, linewidth=1.3)
-            axes.plot([x], [row["value"]], marker=MARKERS[number % len(MARKERS)], color=grey, markersize=5.5)
+            (point,) = axes.plot([x], [row["value"]], marker=MARKERS[number % len(MARKERS)], color=grey, markersize=5.5)
+            mark(point, [row], "value")
     axes.set_xlabel("")
     level_axis(axes, look)
     return axes

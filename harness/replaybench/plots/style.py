@@ -114,12 +114,23 @@ def mark(artist: Artist, rows: Sequence[Mapping[str, Any]], *values: str) -> Non
         artist.set_url(words[0])
 
 
+def draw_points(
+    axes: Axes, places: Sequence[float], rows: Sequence[Mapping[str, Any]], style: Style, *values: str, size: float = 22
+) -> None:
+    """Draws a marker at each place and the first value of its row, which says what is behind it."""
+    heights = [row[values[0]] for row in rows]
+    points = axes.scatter(places, heights, s=size, color=style.colour, marker=style.marker, linewidths=0.8, zorder=3)
+    mark(points, rows, *values)
+
+
 def _mark_words(row: Mapping[str, Any], values: Sequence[str]) -> str:
-    place = [str(row[name]) for name in ("baseline", "dataset", "level") if row.get(name) is not None]
+    place = [str(row[name]) for name in ("baseline", "family", "dataset", "level") if row.get(name) is not None]
     place += [f"replay ratio {row['replay_ratio']:g}"] if row.get("replay_ratio") is not None else []
     place += [f"lineage {row['lineage']}"] if row.get("lineage") is not None else []
     lines = [", ".join(place)]
     for number, name in enumerate(values):
+        if row[name] is None:
+            continue
         interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if not number and row.get("low") is not None else ""
         count = f", n = {row['n']}" if not number and row.get("n", 1) != 1 else ""
         lines.append(f"{name.replace('_', ' ')} {row[name]:.3g}{interval}{count}")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from replaybench.analysis.compare import POOLED, UNRESOLVED
-from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, level_axis, mark
+from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, draw_points, level_axis, mark
 
 
 def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -120,7 +120,7 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
     """Draws success after training along the width of each correction, with the start policy as a band.
 
     Args:
-        table: family, upper (nats), estimate, low, high; one level, replay ratio and learning rate.
+        table: family, knob_value, upper (nats), estimate, low, high, learning_rate; one level, replay ratio and rate.
         start: estimate, low, high of the control; at most one row.
     """
     for row in start.drop_nulls("estimate").iter_rows(named=True):
@@ -131,7 +131,8 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
         arms = table.filter(pl.col("family") == family).drop_nulls("estimate").sort("upper")
         # A few percent apart, so that intervals at the same width do not cover each other.
         places = [upper * 1.04 ** (number - (len(families) - 1) / 2) for upper in arms["upper"]]
-        axes.plot(places, arms["estimate"], color=style.colour, marker=style.marker, markersize=5, linewidth=1.2)
+        axes.plot(places, arms["estimate"], color=style.colour, linewidth=1.2)
+        draw_points(axes, places, arms.to_dicts(), style, "estimate", "learning_rate", "knob_value", "upper", size=25)
         for place, low, high in zip(places, arms["low"], arms["high"], strict=True):
             if low is not None:
                 axes.plot([place, place], [low, high], color=style.colour, linewidth=1.0, alpha=0.6)
@@ -152,7 +153,9 @@ def profiles(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     axes.axvline(0, color=GREY, linestyle="--", linewidth=1.0, zorder=0)
     for number, (label, style) in enumerate(look.styles.items()):
         curve = table.filter(pl.col("baseline") == label).sort("score")
-        axes.step(
+        if curve.is_empty():
+            continue
+        (line,) = axes.step(
             curve["score"],
             curve["share_above"],
             where="post",
@@ -163,6 +166,7 @@ def profiles(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
             markersize=4,
             markevery=(3 * number % 20, 20),
         )
+        mark(line, curve.select("baseline", "level", "replay_ratio").head(1).to_dicts())
     axes.set_ylim(-0.03, 1.03)
     return axes
 
@@ -179,19 +183,16 @@ def speed_up_forest(axes: Axes, table: pl.DataFrame, look: Look, span: float) ->
     for row in table.iter_rows(named=True):
         place, style = labels.index(row["baseline"]), look.styles[row["baseline"]]
         low, high = max(row["low"], 1 / span), min(row["high"], span)
-        axes.plot([low, high], [place, place], color=style.colour, linewidth=2.4 if row["resolved"] else 1.2)
+        (bar,) = axes.plot([low, high], [place, place], color=style.colour, linewidth=2.4 if row["resolved"] else 1.2)
+        mark(bar, [row], "estimate_low", "estimate_high")
         for end, bound, marker in ((low, row["low"], "<"), (high, row["high"], ">")):
             if not 1 / span < bound < span:
                 axes.plot([end], [place], marker=marker, color=style.colour, markersize=5, clip_on=False)
         if row["estimate_low"] == row["estimate_high"] and 0 < row["estimate_low"] < span:
             fill = style.colour if row["resolved"] else "white"
-            mark: dict[str, Any] = {
-                "marker": style.marker,
-                "color": style.colour,
-                "markerfacecolor": fill,
-                "markersize": 6,
-            }
-            axes.plot([row["estimate_low"]], [place], **mark)
+            look_of: dict[str, Any] = {"marker": style.marker, "color": style.colour, "markerfacecolor": fill}
+            (point,) = axes.plot([row["estimate_low"]], [place], **look_of, markersize=6)
+            mark(point, [row], "estimate_low")
     axes.axvline(1, color="#333333", linewidth=0.9, zorder=0)
     axes.set_xscale("log")
     axes.set_xlim(1 / span, span)
@@ -208,14 +209,15 @@ def success_by_cost(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     """Draws success against cost on a logarithmic axis, a point each way of spending, joined in their order.
 
     Args:
-        table: baseline, cost, value, low, high.
+        table: baseline, cost, steps, learner_samples, value, low, high.
     """
     labels = [label for label in look.styles if label in set(table["baseline"])]
     for number, label in enumerate(labels):
         style = look.styles[label]
         arm = table.filter(pl.col("baseline") == label).sort("cost")
         places = [cost * 1.02 ** (number - (len(labels) - 1) / 2) for cost in arm["cost"]]
-        axes.plot(places, arm["value"], color=style.colour, marker=style.marker, markersize=4.5, linewidth=0.9)
+        axes.plot(places, arm["value"], color=style.colour, linewidth=0.9)
+        draw_points(axes, places, arm.to_dicts(), style, "value", "cost", "steps", "learner_samples")
         for place, low, high in zip(places, arm["low"], arm["high"], strict=True):
             if low is not None:
                 axes.plot([place, place], [low, high], color=style.colour, linewidth=1.0, alpha=0.6)

@@ -1,11 +1,11 @@
 """What happened during training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 from matplotlib.axes import Axes
 
-from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style, mark
+from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style, draw_points, mark
 
 
 def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -20,7 +20,7 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         if means is None:
             continue
         dots = parts.get((label, LINEAGE_DOT), table.clear()).filter(pl.col("update") == means["update"][-1])
-        axes.plot(
+        (curve,) = axes.plot(
             means["update"],
             means["value"],
             color=style.colour,
@@ -31,12 +31,37 @@ def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
             # Staggered, so that curves that coincide can still be told apart.
             markevery=(number % len(means), max(1, len(look.styles))),
         )
+        mark(curve, means.tail(1).to_dicts(), "value", "update")
         low, high = (means[name].to_numpy() for name in ("low", "high"))
         axes.fill_between(means["update"], low, high, color=style.colour, alpha=0.1, linewidth=0)
         points = axes.scatter(
             dots["update"], dots["value"], s=4, color=style.colour, alpha=0.6, linewidths=0, clip_on=False
         )
         mark(points, dots.to_dicts(), "value")
+    return axes
+
+
+def by_bucket(axes: Axes, table: pl.DataFrame, buckets: Mapping[str, str], look: Look) -> Axes:
+    """Draws a diagnostic by bucket of the data, a point an arm with its interval.
+
+    Args:
+        table: baseline, bucket, value, low, high.
+        buckets: What is written below each, left to right.
+    """
+    labels = [label for label in look.styles if label in set(table["baseline"])]
+    for number, label in enumerate(labels):
+        arm = table.filter(pl.col("baseline") == label)
+        shift = 0.7 * ((number + 0.5) / len(labels) - 0.5)
+        places = [list(buckets).index(bucket) + shift for bucket in arm["bucket"]]
+        for place, low, high in zip(places, arm["low"], arm["high"], strict=True):
+            if low is not None:
+                axes.plot([place, place], [low, high], color=look.styles[label].colour, linewidth=1.0, alpha=0.6)
+        draw_points(axes, places, arm.to_dicts(), look.styles[label], "value", size=14)
+    for boundary in range(1, len(buckets)):
+        axes.axvline(boundary - 0.5, color="#d0d0d0", linewidth=0.8)
+    axes.set_xticks(range(len(buckets)), list(buckets.values()))
+    axes.set_xlim(-0.5, len(buckets) - 0.5)
+    axes.grid(visible=False, axis="x")
     return axes
 
 
@@ -53,9 +78,11 @@ def along_knob(axes: Axes, table: pl.DataFrame, style: Style, series: str) -> Ax
         # A dense curve shows its optimum only, a few settings each with a mark.
         is_dense = len(ordered) > 20
         marked = ordered.filter("may_be_best") if is_dense else ordered
-        for value, estimate, is_plausible in marked.select("knob_value", "estimate", "may_be_best").iter_rows():
-            face = style.colour if is_plausible else "white"
-            axes.plot([value], [estimate], marker="o", markersize=4.5, color=style.colour, markerfacecolor=face)
+        for row in marked.iter_rows(named=True):
+            face = style.colour if row["may_be_best"] else "white"
+            place = [row["knob_value"]], [row["estimate"]]
+            (point,) = axes.plot(*place, marker="o", markersize=4.5, color=style.colour, markerfacecolor=face)
+            mark(point, [row], "estimate", "knob_value")
         axes.plot([], [], color=style.colour, linestyle=line, label=str(name[0]))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -149,15 +149,17 @@ def draw_curves(material: Material) -> list[Drawing]:
         return []
     curves = found.curves
     place = [*PLACE, "dataset", "baseline", "steps"]
-    renamed = curves.select(*place, "lineage", "value")
-    intervals = lineage_intervals(renamed, place).with_columns(kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64))
-    dots = renamed.with_columns(
+    points = curves.select(*place, "lineage", "value", "runs")
+    intervals = lineage_intervals(points, place).with_columns(
+        kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64), runs=pl.lit(None, pl.String)
+    )
+    dots = points.with_columns(
         low=pl.lit(None, pl.Float64),
         high=pl.lit(None, pl.Float64),
         n=pl.lit(1, pl.Int64),
         kind=pl.lit(plots.LINEAGE_DOT),
     )
-    columns = [*place, "kind", "lineage", "value", "low", "high", "n"]
+    columns = [*place, "kind", "lineage", "value", "low", "high", "n", "runs"]
     table = pl.concat([intervals.select(columns), dots.select(columns)])
     levels = _levels(material, table)
     panels = sorted(table.select(PLACE).unique().iter_rows(), key=lambda row: (row[0], levels.index(row[1])))

@@ -11,6 +11,7 @@ from replaybench.analysis.bias_variance import ZERO, StudyCell, StudyRow, pareto
 from replaybench.analysis.compare import POOLED, cell_means
 from replaybench.baseline import baseline_paths, load_baseline
 from replaybench.errors import unknown_name
+from replaybench.report.ages import draw_ages
 from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
 from replaybench.report.efficiency import draw_costs, draw_curves, draw_speed_ups
@@ -323,6 +324,7 @@ def draw_levels(material: Material) -> list[Drawing]:
 DRAWERS: dict[str, Callable[[Material], list[Drawing]]] = {
     "1-success": draw_success,
     "2-differences": draw_differences,
+    "3-ages": draw_ages,
     "3-diagnostics": draw_diagnostics,
     "4-distances": draw_distances,
     "5-weights": draw_weights,

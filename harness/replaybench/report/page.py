@@ -84,6 +84,7 @@ def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Map
         "figures": figures,
         "literature": literature_words(material),
         "diagnostics": [figure for name, figure in figures.items() if name.startswith("3-diagnostics")],
+        "ages": [figure for name, figure in figures.items() if name.startswith("3-ages")],
         "tables": tables,
         "study": study_words(gridworld_study()),
         "knobs": knob_words(),
