@@ -10,6 +10,7 @@ import polars as pl
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -218,9 +219,14 @@ def log_where_positive(axes: Sequence[Axes], table: pl.DataFrame, x: str, y: str
             one.set(**{f"{name}scale": "log"})
             axis = one.xaxis if name == "x" else one.yaxis
             wide = float(values.max()) > 100 * float(values.min())  # type: ignore[arg-type]
-            axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set_minor_formatter(NullFormatter())
+            plain_log_ticks(axis, (1.0,) if wide else (1.0, 2.0, 5.0))
+
+
+def plain_log_ticks(axis: Axis, digits: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """Sets the ticks of a logarithmic axis to plain numbers that begin with these digits."""
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def level_axis(axes: Axes, look: Look) -> None:

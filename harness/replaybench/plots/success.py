@@ -5,10 +5,10 @@ from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import NullFormatter
 
 from replaybench.analysis.compare import POOLED, UNRESOLVED
-from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, draw_points, level_axis, mark
+from replaybench.plots.style import GREY, LINEAGE_DOT, MEAN, Look, Style, draw_points, level_axis, mark, plain_log_ticks
 
 
 def success_by_level(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -125,10 +125,11 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
     """
     for row in start.drop_nulls("estimate").iter_rows(named=True):
         axes.axhline(row["estimate"], color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+    table = table.drop_nulls("estimate")
     families = [label for label in look.styles if label in set(table["family"])]
     for number, family in enumerate(families):
         style = look.styles[family]
-        arms = table.filter(pl.col("family") == family).drop_nulls("estimate").sort("upper")
+        arms = table.filter(pl.col("family") == family).sort("upper")
         # A few percent apart, so that intervals at the same width do not cover each other.
         places = [upper * 1.04 ** (number - (len(families) - 1) / 2) for upper in arms["upper"]]
         axes.plot(places, arms["estimate"], color=style.colour, linewidth=1.2)
@@ -138,9 +139,7 @@ def success_by_width(axes: Axes, table: pl.DataFrame, start: pl.DataFrame, look:
                 axes.plot([place, place], [low, high], color=style.colour, linewidth=1.0, alpha=0.6)
     if not table.is_empty() and (table["upper"] > 0).all():
         axes.set_xscale("log")
-        axes.set_xticks(sorted({round(upper, 2) for upper in table["upper"]}))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        plain_log_ticks(axes.xaxis)
     return axes
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 from matplotlib.axes import Axes
 
-from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style, draw_points, mark
+from replaybench.plots.style import LINEAGE_DOT, LINES, MEAN, Look, Style, draw_points, mark, plain_log_ticks
 
 
 def metric_over_updates(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
@@ -85,7 +85,7 @@ def along_knob(axes: Axes, table: pl.DataFrame, style: Style, series: str) -> Ax
             mark(point, [row], "estimate", "knob_value")
         axes.plot([], [], color=style.colour, linestyle=line, label=str(name[0]))
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
+    plain_log_ticks(axes.xaxis)
     return axes
 
 

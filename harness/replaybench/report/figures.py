@@ -68,8 +68,9 @@ def draw_success(material: Material) -> list[Drawing]:
         plots.show_all_success(list(axes[:, j]), table.filter(pl.col("dataset") == dataset))
     note = f"Bars and grey band: mean over {_lineages(table)} with 95 % t interval. Dots: lineages, seeds averaged."
     plots.finish(figure, material.look, list(material.look.styles), note)
+    order = "" if material.facts.frame.is_empty() else "Levels in order of measured KL(mu||start)."
     caption = (
-        f"{note} Levels in order of measured KL(mu||start). Grey dashed line: the start policy, untrained. "
+        f"{note} {order} Grey dashed line: the start policy, untrained. "
         "Lineages differ from each other, so overlapping bars do not decide a comparison; the paired differences do."
     )
     return [Drawing("1-success", "Success after training", caption, figure, table)]

@@ -36,7 +36,8 @@ def draw_success_along_knobs(material: Material) -> list[Drawing]:
             plots.along_knob(axes[i, j], here, styles[family], "series")
             axes[i, j].set_title(f"{family}, {level}", fontsize=8.5)
         axes[i, 0].set_ylabel("success")
-        axes[i, len(levels) // 2].set_xlabel(str(table.filter(pl.col("family") == family)["knob"][0]))
+        for panel in axes[i]:
+            panel.set_xlabel(str(table.filter(pl.col("family") == family)["knob"][0]))
         axes[i, -1].legend(frameon=False, fontsize=6.5)
     note = (
         f"Mean over lineages, {n_words(material)}, every task with equal weight. Filled: may be the correction's best "
@@ -53,7 +54,8 @@ def success_frame(material: Material) -> pl.DataFrame:
         return optimum_sets(material.success.clear(), arms).with_columns(series=pl.lit(""))
     found = optimum_sets(material.success, arms.drop_nulls("knob_value"))
     rate = pl.col("learning_rate").map_elements(short_power, return_dtype=pl.String)
-    return found.with_columns(series=pl.format("lr {}, R {}", rate, pl.col("replay_ratio")))
+    ratio = pl.col("replay_ratio").map_elements("{:g}".format, return_dtype=pl.String)
+    return found.with_columns(series=pl.format("lr {}, R {}", rate, ratio))
 
 
 def draw_errors_along_knobs(_: Material) -> list[Drawing]:
