@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from replaybench.errors import ConfigError, unknown_name
 from replaybench.paths import RECIPES_DIR
 from replaybench.spec import AdvantageSettings, Spec, validate
+from replaybench.store.files import read_text
 
 Range = tuple[float, float]
 
@@ -193,6 +194,6 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file; a syntax error names the file and the place."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}.") from error

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replaybench.errors import ConfigError
+from replaybench.errors import ConfigError, DataError
 from replaybench.recipe import Recipe, load_recipe, read_toml, recipe_paths
 from replaybench.spec import validate
 
@@ -42,12 +42,21 @@ def test_an_unknown_recipe_gets_the_nearest_name() -> None:
         load_recipe("nowhere/x.toml")
 
 
-@pytest.mark.parametrize("content", [b"name = ", b"a = 1\na = 2\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"name = ", b"a = 1\na = 2\n", b"\xff\xfe", b"a = " + 10_000 * b"["])
 def test_a_file_that_is_no_toml_is_refused_with_its_path(tmp_path: Path, content: bytes) -> None:
     """Syntax errors, repeated keys and other encodings name the file."""
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"broken\.toml: is not valid TOML"):
+        read_toml(path)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """A specification of 65 MB is none; that much is said before it is parsed."""
+    path = tmp_path / "endless.toml"
+    with path.open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(DataError, match="more than any real one"):
         read_toml(path)
 
 
