@@ -2,13 +2,14 @@
 
 import tomllib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replaybench.analysis.bias_variance import Estimator, paper_study
+from replaybench.analysis.bias_variance import NUM_SAMPLES, ZERO, Estimator, StudyRow, paper_study
 from replaybench.baseline import (
     Baseline,
     Items,
@@ -81,10 +82,16 @@ def curve_of(baseline: Baseline, config: Any, dtype: torch.dtype) -> Callable[[F
 
 def gridworld_rows(extra_baselines: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Returns the exact study of every baseline at its defaults, along its knob and at the published settings."""
-    estimators = knob_estimators(extra_baselines)
-    known = [estimator[:2] for estimator in estimators]
-    estimators += [estimator for estimator in published_estimators() if estimator[:2] not in known]
-    return [row._asdict() for row in paper_study(estimators)]
+    rows = corrections_study(extra_baselines)
+    known = [(row.baseline, row.config) for row in rows[:: len(NUM_SAMPLES)]]
+    others = [estimator for estimator in published_estimators() if estimator[:2] not in known]
+    return [row._asdict() for row in [*rows, *(row for row in paper_study(others) if row.baseline != ZERO)]]
+
+
+@lru_cache(maxsize=2)
+def corrections_study(extra_baselines: tuple[str, ...] = ()) -> list[StudyRow]:
+    """Returns the exact study of `knob_estimators`, once a process."""
+    return paper_study(knob_estimators(extra_baselines))
 
 
 def knob_estimators(extra_baselines: tuple[str, ...] = ()) -> list[Estimator]:

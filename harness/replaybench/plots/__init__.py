@@ -5,7 +5,7 @@ lineages; small dots = lineages. Tables carry a column `kind`: "mean" rows have 
 """
 
 from replaybench.plots.levels import dataset_handles, level_measure
-from replaybench.plots.render import Rendered, colour_css, inline_svg, render, render_all
+from replaybench.plots.render import Rendered, colour_css, inline_svg, render, renderers
 from replaybench.plots.style import (
     COLOURS,
     COLOURS_ON_DARK,
@@ -74,7 +74,7 @@ __all__ = [
     "profiles",
     "relative_error",
     "render",
-    "render_all",
+    "renderers",
     "show_all_success",
     "sign_handles",
     "speed_up_forest",

@@ -4,8 +4,9 @@ import io
 import multiprocessing
 import os
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,10 +25,14 @@ class Rendered(NamedTuple):
     svg: str
 
 
-def render_all(figures: Iterable[Figure]) -> Iterator[Rendered]:
-    """Renders figures in the order given, on several processors while later ones are still being drawn."""
-    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as processes:
-        yield from processes.map(render, figures)
+@contextmanager
+def renderers() -> Iterator[Callable[[Figure], "Future[Rendered]"]]:
+    """Yields what renders a figure in another process, one a processor; they start at once."""
+    count = min(4, os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=theme) as processes:
+        for _ in range(count):
+            processes.submit(os.getpid)
+        yield lambda figure: processes.submit(render, figure)
 
 
 def render(figure: Figure) -> Rendered:

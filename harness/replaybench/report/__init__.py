@@ -5,12 +5,10 @@ Every sentence is a template filled from a table; a verdict that the tables do n
 
 import os
 import shlex
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from replaybench import plots
 from replaybench.record import SweepFolder
@@ -43,12 +41,19 @@ def build_report(folder: SweepFolder, collect_cost: float | None = None) -> Buil
         ConfigError: The folder holds no sweep.
         DataError: A record is damaged.
     """
-    material = gather(folder, collect_cost)
     out = folder.path / "report"
-    shown = _show_all(material, collect_cost)
-    tables = page_tables(material)
-    for name, frame in csv_tables(material).items():
-        _write(out / "tables" / f"{name}.csv", frame.write_csv().encode())
+    with plots.renderers() as start_rendering:
+        material = gather(folder, collect_cost)
+        with plots.theme():
+            drawn = [(drawing, start_rendering(drawing.figure)) for drawing in draw(material)]
+        # While the figures are being rendered.
+        tables = page_tables(material)
+        for name, frame in csv_tables(material).items():
+            _write(out / "tables" / f"{name}.csv", frame.write_csv().encode())
+        shown = {
+            drawing.name: _show(material, drawing, rendered.result(), f"f{number}", collect_cost)
+            for number, (drawing, rendered) in enumerate(drawn)
+        }
     index = out / "index.html"
     _write(index, render_page(material, shown, tables).encode())
     return Built(verdict_text=verdict_text(material), index=index)
@@ -68,23 +73,6 @@ def redraw_figure(folder: SweepFolder, name: str, to: Path, collect_cost: float 
     with plots.theme():
         drawing = draw_one(gather(folder, collect_cost), name)
         return _write_figure(to, drawing, plots.render(drawing.figure))
-
-
-def _show_all(material: Material, collect_cost: float | None) -> dict[str, ShownFigure]:
-    """Draws all figures, writes their files and returns them as the page needs them."""
-    drawn: list[Drawing] = []
-
-    def figures() -> Iterator[Figure]:
-        for drawing in draw(material):
-            drawn.append(drawing)
-            yield drawing.figure
-
-    with plots.theme():
-        rendered = list(plots.render_all(figures()))
-    return {
-        drawing.name: _show(material, drawing, one, f"f{number}", collect_cost)
-        for number, (drawing, one) in enumerate(zip(drawn, rendered, strict=True))
-    }
 
 
 def _show(

@@ -7,7 +7,7 @@ from replaybench.diagnostics import NEW_UPDATES, OLD_UPDATES
 from replaybench.report.drawing import Drawing
 from replaybench.report.material import Material
 from replaybench.report.words import from_to
-from replaybench.results import curves, lineage_intervals, lineage_means
+from replaybench.results import lineage_intervals, lineage_means, metric_rows
 
 BUCKETS = {
     "new_positive": "new\nA > 0",
@@ -42,7 +42,7 @@ def ages_table(material: Material) -> pl.DataFrame:
     """
     names = [(f"{measure}_{bucket}", measure, bucket) for measure in MEASURES for bucket in BUCKETS]
     place = ["replay_ratio", "level", "baseline", "metric"]
-    rows = curves(material.measured, [name for name, _, _ in names]).drop_nulls("level")
+    rows = metric_rows(material.measured, [name for name, _, _ in names]).drop_nulls("level")
     means = lineage_means(rows, ["dataset", *place])
     known = pl.DataFrame(names, schema=["metric", "measure", "bucket"], orient="row")
     return lineage_intervals(means, place).join(known, on="metric", maintain_order="left").drop("metric")

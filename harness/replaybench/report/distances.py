@@ -7,7 +7,7 @@ import polars as pl
 from replaybench.report.cells import Cell, Table, number
 from replaybench.report.material import Material
 from replaybench.report.words import counted, mean_fact, short
-from replaybench.results import curves, lineage_means
+from replaybench.results import lineage_means, metric_rows
 
 BACK, TO_LOG, TO_START = "score_share_back", "end_kl_k3_behaviour", "end_kl_start"
 MEASURES = {
@@ -30,7 +30,7 @@ def distance_means(material: Material) -> pl.DataFrame:
     """
     place = ["level", "replay_ratio", "baseline"]
     # A control makes no update and has no distance.
-    rows = curves(material.measured, list(MEASURES)).drop_nulls("level")
+    rows = metric_rows(material.measured, list(MEASURES)).drop_nulls("level")
     if rows.is_empty():
         return pl.DataFrame(schema=dict.fromkeys(place, pl.String) | dict.fromkeys(MEASURES, pl.Float64))
     by_lineage = lineage_means(rows, ["dataset", *place, "metric"])

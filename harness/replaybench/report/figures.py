@@ -22,7 +22,7 @@ from replaybench.report.sensitivity import draw_sensitivity
 from replaybench.report.theory import draw_theory
 from replaybench.report.weights import draw_gallery, draw_weights
 from replaybench.report.words import counted, from_to, mean_fact, short
-from replaybench.results import curves, lineage_intervals, lineage_means
+from replaybench.results import lineage_intervals, lineage_means, metric_rows
 from replaybench.study import gridworld_rows
 
 DIAGNOSTICS = {
@@ -146,7 +146,7 @@ def draw_differences(material: Material) -> list[Drawing]:
 
 def draw_diagnostics(material: Material) -> list[Drawing]:
     """Figure 3: training diagnostics over updates, one figure for each data set and replay ratio."""
-    rows = curves(material.measured, list(DIAGNOSTICS))
+    rows = metric_rows(material.measured, list(DIAGNOSTICS))
     place = ["dataset", "replay_ratio", "level", "baseline", "metric", "update"]
     means = lineage_means(rows, place)
     intervals = lineage_intervals(means, place).select(
@@ -196,7 +196,7 @@ def _draw_diagnostics_of(material: Material, dataset: str, ratio: float, table: 
 
 def draw_distances(material: Material) -> list[Drawing]:
     """Figure 4: where the policy went, away from the start policy and away from the behaviour policy."""
-    rows = curves(material.measured, [TO_BEHAVIOUR, TO_START])
+    rows = metric_rows(material.measured, [TO_BEHAVIOUR, TO_START])
     if rows.is_empty():
         return []
     table = with_runs(material, _distance_table(rows))

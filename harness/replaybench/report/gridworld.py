@@ -26,7 +26,7 @@ from replaybench.baseline import baseline_paths
 from replaybench.report.drawing import Drawing
 from replaybench.report.material import Material
 from replaybench.report.words import listed
-from replaybench.study import PublishedStudy, knob_curve, knob_estimators, published_estimators, published_study
+from replaybench.study import PublishedStudy, corrections_study, knob_curve, published_estimators, published_study
 
 OTHERS = "another correction"
 STUDY_NS = (1, 16, 64, 256, 1024, 4096)
@@ -74,7 +74,7 @@ def gridworld_study() -> Study:
     return Study(
         setup=setup,
         published=published,
-        corrections=_off_policy(paper_study(knob_estimators())),
+        corrections=_off_policy(corrections_study()),
         lagged=[row for cell in lag_cells() for row in cell_rows(cell, published_estimators())],
         frontiers=frontiers(_at(published, 1), setup.family),
         curve_frontiers=frontiers(_off_policy(paper_study(along_curve, ns=(1,))), setup.family),

@@ -14,7 +14,7 @@ from replaybench.report.drawing import Drawing
 from replaybench.report.material import Material, n_words
 from replaybench.report.sensitivity import arms_frame, has_several_settings
 from replaybench.report.words import listed, plain, pooled, short, with_n
-from replaybench.results import curves, lineage_means, short_power
+from replaybench.results import lineage_means, metric_rows, short_power
 from replaybench.study import knob_curve, published_study
 
 LAGS_SHOWN = (1, 8, 32, 64)
@@ -157,7 +157,7 @@ def distance_frame(material: Material) -> pl.DataFrame:
     """Returns the differences to the reference at equal distance to the start policy; empty for one setting each."""
     arms = arms_frame(material)
     place = ["dataset", "task", "level", "replay_ratio", "baseline"]
-    rows = curves(material.measured, [DISTANCE])
+    rows = metric_rows(material.measured, [DISTANCE])
     success = material.success.drop_nulls("value")
     start = success.filter(pl.col("level").is_null()).group_by("dataset", "task", "lineage")
     if not has_several_settings(arms) or rows.is_empty():
