@@ -5,6 +5,7 @@ Episodes lie end to end: N decisions and N+E observations (each episode has one 
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -116,13 +117,10 @@ def pack(episodes: Collection[Episode], device: torch.device) -> Replay:
     def column(name: str) -> Column:
         return make_column([getattr(episode, name) for episode in episodes], device)
 
-    def numbers(name: str) -> NDArray[np.float64]:
-        return np.concatenate([getattr(episode, name) for episode in episodes]).astype(np.float64)
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(episode, name) for episode in episodes])
 
-    def tensor(name: str) -> Tensor:
-        return torch.from_numpy(np.concatenate([getattr(episode, name) for episode in episodes])).to(device)
-
-    value = numbers("value")
+    value = joined("value").astype(np.float64)
     next_value = np.append(value[1:], 0.0)
     next_value[ends] = [0.0 if episode.terminated else episode.bootstrap_value for episode in episodes]
     terminal = np.zeros_like(ends)
@@ -131,10 +129,10 @@ def pack(episodes: Collection[Episode], device: torch.device) -> Replay:
     return Replay(
         observations=column("observations"),
         row=torch.from_numpy(row).to(device),
-        action_tokens=tensor("action_tokens"),
-        log_mu=tensor("log_mu"),
+        action_tokens=torch.from_numpy(joined("action_tokens")).to(device),
+        log_mu=torch.from_numpy(joined("log_mu")).to(device),
         mu_logits=column("mu_logits") if has_logits else None,
-        reward=numbers("reward"),
+        reward=joined("reward").astype(np.float64),
         value=value,
         next_value=next_value,
         ends=ends,

@@ -30,6 +30,7 @@ def renderers() -> Iterator[Callable[[Figure], "Future[Rendered]"]]:
     """Yields what renders a figure in another process, one a processor; they start at once."""
     count = min(4, os.cpu_count() or 1)
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=theme) as processes:
+        # A process starts with the first thing that it is asked, and then takes seconds to load what it draws with.
         for _ in range(count):
             processes.submit(os.getpid)
         yield lambda figure: processes.submit(render, figure)
