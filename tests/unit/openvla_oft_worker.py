@@ -1,6 +1,7 @@
 """One of several processes that train the same sharded policy; the first writes what it found."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def main(settings: str, out: str) -> None:
         tensors |= {f"weight.{name}": tensor.contiguous() for name, tensor in weights.items()}
         save_file(tensors, Path(out) / "found.safetensors")
         (Path(out) / "numbers.json").write_text(json.dumps(numbers))
+    dist.barrier()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # Gloo's threads may still free tensors while the interpreter shuts down, which aborts (pytorch/pytorch#179291).
+    os._exit(0)
