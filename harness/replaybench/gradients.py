@@ -17,6 +17,7 @@ from torch.nn import functional
 from replaybench.errors import ContractError
 from replaybench.maths.gradient_norm import embedding_squared_norm, outer_squared_norm, sum_squared_norm
 from replaybench.policy import Policy
+from replaybench.policy.linear import Linear
 
 MAX_DIRECTIONS = 256
 DIRECTIONS_AT_ONCE = 16
@@ -186,7 +187,7 @@ def _has_closed_form(layer: nn.Module) -> bool:
         return len(layer.normalized_shape) == 1
     if _is_rms_norm(layer):
         return True
-    return type(layer) is nn.Linear
+    return type(layer) in (nn.Linear, Linear)
 
 
 def _is_rms_norm(layer: nn.Module) -> bool:

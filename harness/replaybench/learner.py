@@ -15,7 +15,7 @@ from replaybench.errors import ConfigError, NumericalError
 from replaybench.estimators import NEEDS as ESTIMATOR_NEEDS
 from replaybench.estimators import Columns, Estimator, Parameters, find_estimator
 from replaybench.maths.advantages import Advantages
-from replaybench.maths.ratios import categorical_kl, token_log_prob
+from replaybench.maths.ratios import cross_entropy, of_tokens, token_log_prob
 from replaybench.policy import ActionValuePolicy, Policy, ValueHeadPolicy
 from replaybench.replay import (
     Replay,
@@ -142,7 +142,8 @@ class Learner:
         """Returns what the value head reads of a minibatch until the policy moves, or None if it reads all there is."""
         if self.fits_action_values or not isinstance(self.policy, ValueHeadPolicy):
             return None
-        return self.policy.value_features(self._observations(index))
+        with self._autocast():
+            return self.policy.value_features(self._observations(index))
 
     def value_step(self, index: Tensor, features: Tensor | None = None) -> float:
         """Fits the value head alone on one minibatch; returns the loss.
@@ -151,13 +152,14 @@ class Learner:
             features: Of `value_features`, so that they are not computed again.
         """
         self.optimiser.zero_grad(set_to_none=True)
-        if self.fits_action_values:
-            predicted_B = self._action_value(index)
-        elif features is not None and isinstance(self.policy, ValueHeadPolicy):
-            predicted_B = self.policy.value_of(features)
-        else:
-            predicted_B = self.policy.value(self._observations(index))
-        loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
+        with self._autocast():
+            if self.fits_action_values:
+                predicted_B = self._action_value(index)
+            elif features is not None and isinstance(self.policy, ValueHeadPolicy):
+                predicted_B = self.policy.value_of(features)
+            else:
+                predicted_B = self.policy.value(self._observations(index))
+        loss = 0.5 * (_widened(predicted_B) - self.value_target[index]).square().mean()
         loss.backward()
         self.optimiser.step()
         return float(loss.detach())
@@ -172,21 +174,23 @@ class Learner:
             NumericalError: The surrogate, its gradient or the value loss is not finite.
         """
         replay, settings = self.replay, self.settings
-        output = self.policy(self._observations(index))
-        log_pi_BA = token_log_prob(output.logits_BAK, replay.action_tokens[index])
-        items = self.items(index, log_pi_BA, output.logits_BAK)
+        with self._autocast():
+            output = self.policy(self._observations(index))
+        logits_BAK = _widened(output.logits_BAK)
+        log_p_BAK = torch.log_softmax(logits_BAK, -1)
+        items = self.items(index, of_tokens(log_p_BAK, replay.action_tokens[index]), logits_BAK)
         value = evaluate_surrogate(self.baseline, self.config, items)
         num_items = items.mask.sum()
         # The policy gradient in its normal form: the score is a constant, log pi carries the gradient.
         policy_loss = -(value.score * items.log_pi).sum() / num_items
         if value.logits_score is not None:
-            policy_loss = policy_loss - (value.logits_score * output.logits_BAK).sum() / num_items
-        predicted_B = self._action_value(index) if self.fits_action_values else output.value_B
+            policy_loss = policy_loss - (value.logits_score * logits_BAK).sum() / num_items
+        predicted_B = self._action_value(index) if self.fits_action_values else _widened(output.value_B)
         value_loss = 0.5 * (predicted_B - self.value_target[index]).square().mean()
         loss = policy_scale * policy_loss + value_loss
         if settings.kl_coefficient > 0 and replay.mu_logits is not None:
-            kl_BA = categorical_kl(replay.mu_logits[index].float(), output.logits_BAK)
-            loss = loss + settings.kl_coefficient * kl_BA.mean()
+            # KL(mu||pi) but for mu's entropy, which has no gradient.
+            loss = loss + settings.kl_coefficient * cross_entropy(replay.mu_logits[index].float(), log_p_BAK).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(self.policy.policy_parameters(), settings.max_grad_norm)
@@ -230,6 +234,10 @@ class Learner:
             episode=replay.episode[index] if "episodes" in needs else None,
         )
 
+    def _autocast(self) -> torch.autocast:
+        device = self.replay.log_mu.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
     def _action_value(self, index: Tensor) -> Tensor:
         return action_values_of(self.policy, self._observations(index), self.replay.action_tokens[index])
 
@@ -241,6 +249,11 @@ class Learner:
         if self.settings.advantage.normalise == "batch":
             advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
         return advantage_B
+
+
+def _widened(made: Tensor) -> Tensor:
+    """Returns at least float32, in which losses are computed."""
+    return made.to(torch.promote_types(made.dtype, torch.float32))
 
 
 def lags(replay: Replay, start_version: int) -> Tensor:

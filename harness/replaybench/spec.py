@@ -100,9 +100,11 @@ class TrainSettings(Spec):
     granularity: Whether one ratio belongs to an action token or to all tokens of a step.
     kl_coefficient: Weight of the exact KL(mu||pi); needs logged mu_logits.
     fused_optimiser: One kernel for all of AdamW: faster, and equal to it up to float32 rounding.
+    precision: Of the matrix products in updates; weights and losses stay in float32. With bfloat16, log pi of an update
+        differs from the log mu of acting by rounding, too.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("fused_optimiser",)
+    later: ClassVar[tuple[str, ...]] = ("fused_optimiser", "precision")
     updates: NonNegativeInt = 64
     batch_size: int = Field(256, ge=2)
     learning_rate: PositiveFloat = 1e-4
@@ -115,6 +117,7 @@ class TrainSettings(Spec):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 8
     fused_optimiser: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class BufferedSettings(Spec):

@@ -1,8 +1,8 @@
 """The buffered protocol as a textbook writes it: what the harness is timed against, and what it must agree with.
 
-A deque of transition objects, stacked with numpy for every batch; the whole network forward at every update; AdamW as
-it comes; one environment and one observation at a time. It takes from the harness only what is not the loop: the
-simulator, the network, the baseline's formula and the random streams.
+A deque of transition objects, stacked with numpy for every batch; the whole network forward, in PyTorch's own layers,
+at every update; AdamW as it comes; one environment and one observation at a time. It takes from the harness only what
+is not the loop: the simulator, the weights, the baseline's formula and the random streams.
 """
 
 from collections import deque
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from replaybench.baseline import Items, evaluate_surrogate
 from replaybench.buffered import training_plans
 from replaybench.evaluate import open_world
-from replaybench.policy import Policy
+from replaybench.policy import Policy, PolicyOutput
 from replaybench.replay import minibatches
 from replaybench.seeding import numpy_generator
 from replaybench.spec import RunSpec
@@ -38,6 +39,46 @@ class Transition:
     last: bool
     advantage: float = 0.0
     value_target: float = 0.0
+
+
+class PlainNetwork(nn.Module):
+    """The actor-critic in PyTorch's own layers, with the weights of the harness's."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        weights = policy.state_dict()
+        self.num_action_tokens = policy.settings["num_action_tokens"]
+        self.register_buffer("mean", weights["mean"])
+        self.register_buffer("scale", weights["scale"])
+        sizes = [tuple(weights[name].shape) for name in _LAYERS]
+        encoder, hidden, logits, value, out = (nn.Linear(inputs, outputs) for outputs, inputs in sizes)
+        self.encoder = nn.Sequential(encoder, nn.ReLU(), nn.LayerNorm(encoder.out_features))
+        self.policy_head = nn.Sequential(hidden, nn.ReLU(), nn.LayerNorm(hidden.out_features), logits)
+        self.value_head = nn.Sequential(value, nn.ReLU(), nn.LayerNorm(value.out_features), out)
+        self.load_state_dict(weights)
+
+    def forward(self, observations: Tensor) -> PolicyOutput:
+        features = self.encoder(((observations - self.mean) / self.scale).clamp(-5.0, 5.0))
+        logits = self.policy_head(features).unflatten(-1, (self.num_action_tokens, -1))
+        return PolicyOutput(logits, self.value_head(features.detach()).squeeze(-1))
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return [*self.encoder.parameters(), *self.policy_head.parameters()]
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        return list(self.value_head.parameters())
+
+
+_LAYERS = (
+    "encoder.0.weight",
+    "policy_head.0.weight",
+    "policy_head.3.weight",
+    "value_head.0.weight",
+    "value_head.3.weight",
+)
 
 
 def plain_iterations(spec: RunSpec, log: Log, policy: Policy) -> Iterator[None]:

@@ -10,6 +10,8 @@ import torch
 from replaybench.buffered import iterations, start_policy
 from replaybench.diagnostics import Rows
 from replaybench.plan import SweepSpec, check, runs, sources
+from replaybench.policy.mlp import MLPPolicy
+from replaybench.seeding import torch_generator
 from replaybench.store import open_log
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -53,3 +55,15 @@ def test_the_trainer_agrees_with_a_textbook_loop(
         for name, weights in ours.state_dict().items():
             torch.testing.assert_close(weights, plain.state_dict()[name], atol=1e-5, rtol=1e-4)
     assert all((weights - start[name]).abs().max() > 0.01 for name, weights in ours.state_dict().items())
+
+
+def test_the_plain_network_is_the_harness_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same logits and values of random observations, some beyond the clipping."""
+    monkeypatch.setattr(sys, "path", [str(BENCH), *sys.path])
+    from plain_loop import PlainNetwork
+
+    policy = MLPPolicy(observation_size=39, num_action_tokens=4, num_bins=32, generator=torch_generator("plain"))
+    observations = 3 * torch.randn(300, 39, generator=torch_generator("observations"))
+    policy.fit_normaliser(observations / 3)
+    for ours, plain in zip(policy(observations), PlainNetwork(policy)(observations), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)

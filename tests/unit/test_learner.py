@@ -189,6 +189,21 @@ def test_the_kl_penalty_is_the_exact_divergence_from_the_logged_logits() -> None
     assert_gradients(learner.policy.policy_parameters(), expected, rtol=1e-3)
 
 
+def test_bfloat16_rounds_the_products_and_nothing_else() -> None:
+    """Gradients near those of float64 and unequal to them; losses, weights and their changes keep their type."""
+    exact, rounded = make_learner("no_correction"), make_learner("no_correction", precision="bfloat16")
+    rounded.policy.float()  # type: ignore[attr-defined]
+    rounded.replay = replace(rounded.replay, observations=rounded.replay.observations.float())
+    exact_step, rounded_step = exact.policy_step(INDEX), rounded.policy_step(INDEX)
+    assert rounded_step.items.log_pi.dtype == torch.float32
+    assert rounded_step.value_loss == pytest.approx(exact_step.value_loss, rel=0.05)
+    assert rounded_step.value_loss != pytest.approx(exact_step.value_loss, rel=1e-6)
+    ours, expected = rounded.policy.policy_parameters(), exact.policy.policy_parameters()
+    for parameter, reference in zip(ours, expected, strict=True):
+        assert parameter.dtype == torch.float32 and parameter.grad is not None and reference.grad is not None
+        assert (parameter.grad - reference.grad).norm() < 0.1 * reference.grad.norm() + 1e-6
+
+
 def test_a_kl_penalty_without_logged_logits_is_refused() -> None:
     """The penalty cannot be estimated from log_mu alone, so the log must hold the logits."""
     replay = replace(make_replay(), mu_logits=None)

@@ -13,8 +13,19 @@ from replaybench.maths.shapes import check_shapes
 
 def token_log_prob(logits_BAK: Tensor, action_tokens_BA: Tensor) -> Tensor:
     """Returns log pi(a|s) of each action token, [B, A], natural log."""
-    check_shapes(logits=(logits_BAK, "BAK"), action_tokens=(action_tokens_BA, "BA"))
-    return torch.log_softmax(logits_BAK, dim=-1).gather(-1, action_tokens_BA.long().unsqueeze(-1)).squeeze(-1)
+    return of_tokens(torch.log_softmax(logits_BAK, dim=-1), action_tokens_BA)
+
+
+def of_tokens(log_p_BAK: Tensor, action_tokens_BA: Tensor) -> Tensor:
+    """Returns the entry of each action token, [B, A]."""
+    check_shapes(log_p=(log_p_BAK, "BAK"), action_tokens=(action_tokens_BA, "BA"))
+    return log_p_BAK.gather(-1, action_tokens_BA.long().unsqueeze(-1)).squeeze(-1)
+
+
+def cross_entropy(p_logits_BAK: Tensor, log_q_BAK: Tensor) -> Tensor:
+    """Returns -sum p log q of each action token, [B, A], in nats: KL(p||q) + H(p), with KL's gradient by q."""
+    check_shapes(p=(p_logits_BAK, "BAK"), log_q=(log_q_BAK, "BAK"))
+    return -(torch.softmax(p_logits_BAK, dim=-1) * log_q_BAK).sum(-1)
 
 
 def categorical_kl(p_logits_BAK: Tensor, q_logits_BAK: Tensor) -> Tensor:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from replaybench.policy import PolicyOutput
+from replaybench.policy.linear import Linear
 
 CLIP = 5.0
 MIN_SCALE = 0.01
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:
     """Returns a linear layer with PyTorch's usual uniform initialisation, drawn from `generator`."""
-    layer = nn.Linear(inputs, outputs)
+    layer = Linear(inputs, outputs)
     bound = inputs**-0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)
