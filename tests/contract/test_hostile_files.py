@@ -18,7 +18,8 @@ from test_bad_logs import make_log
 
 from replaybench.errors import DataError
 from replaybench.record import read_json
-from replaybench.store import FORMATS, limited, read_card
+from replaybench.store import FORMATS, limited, open_log, read_card
+from replaybench.store import log as store_log
 from replaybench.store.checkpoint import check_checkpoint, write_checkpoint
 from replaybench.store.limited import verify_limited
 
@@ -152,15 +153,55 @@ def test_text_larger_than_any_real_one_is_not_read(tmp_path: Path) -> None:
             read(path)
 
 
+def forget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From here on no file was written or checked on this machine."""
+    monkeypatch.setenv("REPLAYBENCH_CACHE", str(tmp_path / "cache"))
+
+
 def test_a_strangers_log_is_checked_in_a_process_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sound one passes, a damaged one keeps its message, and one that needs too much is refused like any other."""
     log = make_log(tmp_path / "log")
-    assert len(verify_limited(log)) == 5
+    forget(monkeypatch, tmp_path)
     with pytest.raises(DataError, match="MemoryError|killed the process that checked it"):
         verify_limited(log, memory_bytes=16 << 20)
+    assert len(verify_limited(log)) == 5
     (log / "arrow/fresh-00001.arrow").write_bytes(b"x")
     with pytest.raises(DataError, match="arrow/fresh-00001.arrow: .*truncated or changed"):
         verify_limited(log)
     monkeypatch.setattr(limited, "WALL_S", 0.01)
     with pytest.raises(DataError, match="took over 0.01 s"):
         verify_limited(log)
+
+
+def test_a_file_is_read_here_only_after_a_process_with_limits_survived_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's shards and checkpoints are checked once, all of a level's together; what is written here never."""
+    log = open_log(make_log(tmp_path / "log"))
+    checked: list[list[str]] = []
+    real = limited.verify_limited
+
+    def watched(folder: Path, paths: list[str]) -> list[str]:
+        checked.append(sorted(paths))
+        return real(folder, paths)
+
+    monkeypatch.setattr(limited, "verify_limited", watched)
+    log.episodes("fresh")
+    assert checked == []
+    forget(monkeypatch, tmp_path)
+    expected = sorted(shard.path for shard in log.card.shards if (shard.level, shard.format) == ("fresh", "arrow"))
+    for _ in range(2):
+        log.episodes("fresh")
+        assert checked == [expected]
+    log.checkpoint("start")
+    assert checked == [expected, ["checkpoints/start.safetensors"]]
+
+
+def test_a_strangers_log_that_kills_its_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that reads the log lives on, and has read nothing of it itself."""
+    log = open_log(make_log(tmp_path / "log"))
+    forget(monkeypatch, tmp_path)
+    monkeypatch.setattr(limited, "MEMORY_BYTES", 16 << 20)
+    monkeypatch.setattr(store_log, "read_shard", lambda *_, **__: pytest.fail("read in this process"))
+    with pytest.raises(DataError, match="MemoryError|killed the process that checked it"):
+        log.episodes("fresh")

@@ -5,7 +5,7 @@
 
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -119,6 +119,10 @@ class Card(_Record):
     shards: list[ShardEntry] = Field(default_factory=list)
     checkpoints: list[CheckpointEntry] = Field(default_factory=list)
 
+    def files(self) -> "list[FileEntry]":
+        """Returns every file that the card vouches for."""
+        return [*self.shards, *self.checkpoints]
+
     def version_of(self, checkpoint: str) -> int:
         """Returns the optimiser steps behind a checkpoint that the card names."""
         return next(entry.version for entry in self.checkpoints if entry.name == checkpoint)
@@ -200,8 +204,7 @@ def check_complete(card: Card, where: str) -> None:
     """
     names = [entry.name for entry in card.checkpoints]
     _refuse_repeated(where, "checkpoints", names)
-    files: list[FileEntry] = [*card.shards, *card.checkpoints]
-    _refuse_repeated(where, "path", [entry.path for entry in files])
+    _refuse_repeated(where, "path", [entry.path for entry in card.files()])
     for field in ("start_checkpoint", "warm_start_checkpoint"):
         if (name := getattr(card, field)) is not None and name not in names:
             raise DataError(
@@ -280,22 +283,27 @@ def _read_entry(path: Path, entry: ShardEntry, with_mu_logits: bool = True) -> l
     return episodes
 
 
-def verify(folder: Path | str) -> list[str]:
+def verify(folder: Path | str, paths: Collection[str] | None = None) -> list[str]:
     """Checks a whole log folder and returns the paths that were checked, relative to it.
 
     Every file's digest first; then every episode is read and checked, and the formats must hold the same ones.
+
+    Args:
+        paths: Only these files.
 
     Raises:
         DataError: The first thing that does not match.
     """
     card = read_card(folder)
-    entries: list[FileEntry] = [*card.shards, *card.checkpoints]
+    entries = [entry for entry in card.files() if paths is None or entry.path in paths]
     for entry in entries:
         checked_path(folder, entry)
-    for checkpoint in card.checkpoints:
-        check_checkpoint(Path(folder) / checkpoint.path)
+    for entry in entries:
+        if isinstance(entry, CheckpointEntry):
+            check_checkpoint(Path(folder) / entry.path)
+    shards = [entry for entry in entries if isinstance(entry, ShardEntry)]
     for level in card.levels:
-        _verify_level(Path(folder), level, [shard for shard in card.shards if shard.level == level])
+        _verify_level(Path(folder), level, [shard for shard in shards if shard.level == level])
     return [entry.path for entry in entries]
 
 
@@ -308,8 +316,8 @@ def _verify_level(folder: Path, level: str, shards: Sequence[ShardEntry]) -> Non
         for episode in _read_entry(folder / shard.path, shard):
             check.add(episode)
             digests.setdefault(shard.format, []).append(episode_digest(episode))
-    first, *others = digests
-    for other in others:
+    first = next(iter(digests), "")
+    for other in digests.keys() - {first}:
         for index, (left, right) in enumerate(zip(digests[first], digests[other], strict=True)):
             if left != right:
                 raise DataError(f"{folder}: level '{level}': episode {index} of {first} differs from {other}. {REPAIR}")

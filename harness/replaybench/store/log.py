@@ -9,6 +9,7 @@ from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.store.card import Card, FileEntry, card_digest, checked_path, read_card, read_shard
 from replaybench.store.checkpoint import read_checkpoint
 from replaybench.store.layout import LevelCheck
+from replaybench.store.limited import vouch
 from replaybench.store.mapped import release_pages
 from replaybench.store.remote import fetch, fetch_card, is_url
 
@@ -44,12 +45,12 @@ class Log:
             raise ConfigError(f"{self.folder}: the log has no shards in format '{format}', only {', '.join(formats)}.")
         check = LevelCheck(level)
         episodes: list[Episode] = []
-        for shard in self.card.shards:
-            if (shard.level, shard.format) == (level, format):
-                self._bring(shard)
-                episodes += read_shard(self.folder, shard, with_mu_logits=with_mu_logits)
-                # Checking it read all of it.
-                release_pages()
+        shards = [shard for shard in self.card.shards if (shard.level, shard.format) == (level, format)]
+        self._bring(shards)
+        for shard in shards:
+            episodes += read_shard(self.folder, shard, with_mu_logits=with_mu_logits)
+            # Checking it read all of it.
+            release_pages()
         for episode in episodes:
             check.add(episode)
         return episodes
@@ -68,12 +69,15 @@ class Log:
         entries = {entry.name: entry for entry in self.card.checkpoints}
         if name not in entries:
             raise unknown_name("checkpoint", name, entries)
-        self._bring(entries[name])
+        self._bring([entries[name]])
         return read_checkpoint(checked_path(self.folder, entries[name]))
 
-    def _bring(self, entry: FileEntry) -> None:
+    def _bring(self, entries: Sequence[FileEntry]) -> None:
+        """Fetches these files if they are elsewhere, and has those of strangers checked in a process with limits."""
         if self.origin is not None:
-            fetch(self.origin, self.folder, entry)
+            for entry in entries:
+                fetch(self.origin, self.folder, entry)
+        vouch(self.folder, entries)
 
 
 def open_log(location: Path | str, card_sha256: str | None = None) -> Log:

@@ -22,6 +22,7 @@ from replaybench.store.card import (
 from replaybench.store.files import sha256_file
 from replaybench.store.formats import FORMATS
 from replaybench.store.layout import LevelCheck, checked_layout
+from replaybench.store.limited import remember
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +167,9 @@ class ShardWriter:
                 self._write_shards(level)
         shards = sorted(self._shards, key=lambda shard: shard.path)
         files = {"levels": self._levels, "shards": shards, "checkpoints": self._checkpoints}
-        write_card(self._folder, self._card.model_copy(update=files))
+        card = self._card.model_copy(update=files)
+        write_card(self._folder, card)
+        remember(card.files())
 
     def _discard(self) -> None:
         # Only what this writer made; a disk that refuses here must not hide the error that led here.
