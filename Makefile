@@ -45,7 +45,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow" tests/unit tests/contract
 
 fuzz: $(STAMP)
-	FUZZ_INPUTS=20000 $(BIN)/python -m pytest -q -s tests/contract/test_hostile_files.py
+	FUZZ_INPUTS=20000 $(BIN)/python -m pytest -q -n $(WORKERS) -rP tests/contract/test_hostile_files.py
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/faults.py $(KILLS)

@@ -6,6 +6,7 @@ Every input is read in a fork with limits, so that a crash or a hang is seen. FU
 import json
 import os
 import resource
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from test_bad_logs import make_log
 
-from replaybench.errors import DataError
+from replaybench.errors import ConfigError, DataError
+from replaybench.policy.openvla_oft import OpenVLAOFT
+from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt
+from replaybench.policy.openvla_oft.checkpoint import read_tensors
+from replaybench.policy.openvla_oft.config import NAMED
 from replaybench.record import read_json
+from replaybench.seeding import torch_generator
 from replaybench.store import FORMATS, limited, open_log, read_card
 from replaybench.store import log as store_log
 from replaybench.store.checkpoint import check_checkpoint, write_checkpoint
@@ -33,7 +40,14 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "card": ("card.toml", lambda path: read_card(path.parent)),
     "checkpoint": ("checkpoints/start.safetensors", check_checkpoint),
     "manifest": ("manifest.json", read_json),
+    "vla config": ("vla/config.json", lambda path: OpenVLAOFT.from_pretrained(path.parent)),
+    "vla statistics": ("vla/dataset_statistics.json", lambda path: OpenVLAOFT.from_pretrained(path.parent)),
+    "vla index": ("vla/model.safetensors.index.json", lambda path: OpenVLAOFT.from_pretrained(path.parent)),
+    "vla adapter": ("vla/lora_adapter/adapter_config.json", lambda path: OpenVLAOFT.from_pretrained(path.parents[1])),
+    "vla part": ("vla/proprio_projector--5000_checkpoint.pt", read_tensors),
 }
+# A vocabulary of its real size would take most of the time.
+SMALL_TEXT = NAMED["tiny"]["text_config"] | {"num_hidden_layers": 1}
 Mutation = tuple[str, float, bytes]
 SPECIAL = [b"\0" * 8, b"\xff" * 8, b"\xff" * 4, b"\x7f\xff\xff\xff", b"[" * 5000, b"9" * 5000, b"../", b'"', b"\n"]
 mutations = st.lists(
@@ -73,7 +87,7 @@ def fate(read: Callable[[Path], object], path: Path) -> str:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             read(path)
             os._exit(0)
-        except DataError:
+        except (DataError, ConfigError):
             os._exit(3)
         except BaseException as error:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
@@ -91,16 +105,28 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = {"run_id": "toy", "wall_s": 1.5, "versions": {"torch": "2"}, "host": {"cores": 2, "names": ["a", "b"]}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     write_checkpoint(folder / READERS["checkpoint"][0], {"w": torch.ones(3, 2), "b": torch.zeros(3)})
+    write_vla(folder / "vla")
     return folder
+
+
+def write_vla(folder: Path) -> None:
+    """Writes an OpenVLA-OFT checkpoint in shards, with an adapter and a part in a file of its own as torch saves it."""
+    statistics = {"toy": {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}}}
+    settings = NAMED["tiny"] | {"norm_stats": statistics, "use_proprio": True, "text_config": SMALL_TEXT}
+    model = OpenVLAOFT.from_config(settings, generator=torch_generator("hostile"))
+    adapt(model, AdaptSettings(rank=2))
+    model.save_pretrained(folder, max_shard_bytes=200_000)
+    saved = folder / "proprio_projector.safetensors"
+    torch.save(load_file(saved), folder / Path(READERS["vla part"][0]).name)
+    saved.unlink()
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_a_mutated_file_is_read_or_refused(kind: str, original: Path, tmp_path: Path) -> None:
     """Nothing else: no other exception, no crash, no hang, no gigabyte for a file of a few kilobytes."""
     name, read = READERS[kind]
-    data = (original / name).read_bytes()
-    path = tmp_path / Path(name).name
-    path.write_bytes(data)
+    path = shutil.copytree(original, tmp_path / "copy") / name
+    data = path.read_bytes()
     assert fate(read, path) == "read"
     fates: dict[str, int] = {"read": 0, "refused": 0}
 

@@ -18,6 +18,8 @@ FIRST_ACTION_TOKEN = 31744
 ACTION_TOKENS = slice(FIRST_ACTION_TOKEN, FIRST_ACTION_TOKEN + NUM_BINS)
 
 MODES = ("oft", "rlinf")
+# Layers are built before the weights are looked at; no published model has a tenth of these.
+MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +198,14 @@ def read_config(source: Mapping[str, Any] | str) -> VLAConfig:
     mode = source.get("mode", "oft")
     if mode not in MODES:
         raise unknown_name("sequence mode", str(mode), MODES)
+    text = LLAMA_2_7B | _text_fields(source)
+    for count in (text["num_hidden_layers"], *(tower.depth for tower in towers)):
+        if not (isinstance(count, int) and 1 <= count <= MAX_LAYERS):
+            raise ConfigError(f"config.json: a model has {count!r} layers, expected 1 to {MAX_LAYERS}.")
     return VLAConfig(
         image_size=image_size,
         towers=towers,
-        text=LLAMA_2_7B | _text_fields(source),
+        text=text,
         chunk=int(constants.get("NUM_ACTIONS_CHUNK", 8)),
         action_dim=int(constants.get("ACTION_DIM", 7)),
         proprio_dim=int(constants.get("PROPRIO_DIM", 8)) if source.get("use_proprio") else None,
