@@ -5,6 +5,7 @@ Every input is read in a fork with limits, so that a crash or a hang is seen. FU
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -52,7 +53,7 @@ Mutation = tuple[str, float, bytes]
 SPECIAL = [b"\0" * 8, b"\xff" * 8, b"\xff" * 4, b"\x7f\xff\xff\xff", b"[" * 5000, b"9" * 5000, b"../", b'"', b"\n"]
 mutations = st.lists(
     st.tuples(
-        st.sampled_from(["replace", "insert", "delete", "cut"]),
+        st.sampled_from(["replace", "insert", "delete", "cut", "number", "number"]),
         # Headers are where lies about sizes stand.
         st.one_of(st.floats(0, 1), st.floats(0, 0.05)),
         st.one_of(st.sampled_from(SPECIAL), st.binary(min_size=1, max_size=8)),
@@ -71,6 +72,9 @@ def mutate(data: bytes, changes: list[Mutation]) -> bytes:
             data = data[:start] + new + data[start:]
         elif kind == "delete":
             data = data[:start] + data[start + len(new) :]
+        elif kind == "number":
+            # Text stays well-formed, so that what it says is reached.
+            data = data[:start] + re.sub(rb"\d+", str(int.from_bytes(new[:8])).encode(), data[start:], count=1)
         else:
             data = data[:start]
     return data

@@ -5,6 +5,7 @@ dataset_statistics.json, proprio_projector*, value_head* and an adapter folder. 
 """
 
 import json
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ ADAPTER = "lora_adapter"
 SEPARATE_PARTS = ("proprio_projector", "value_head")
 # Prefix that peft puts before the names of the model it wraps.
 PEFT_PREFIX = "base_model.model."
+FILE_NAME = re.compile(r"[\w-][\w.-]{0,199}", re.ASCII)
 DOWNLOAD_AGAIN = "Download it again."
 
 
@@ -116,7 +118,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: holds neither {WEIGHTS} nor {INDEX}. Name the folder of a checkpoint.")
     index = _read_json(folder / INDEX).get("weight_map", {})
     if not isinstance(index, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in index.values()
+        isinstance(name, str) and FILE_NAME.fullmatch(name) for name in index.values()
     ):
         raise DataError(f"{folder / INDEX}: weight_map must name files of this folder alone. {DOWNLOAD_AGAIN}")
     shards = sorted({folder / name for name in index.values()})
