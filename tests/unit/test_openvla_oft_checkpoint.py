@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,3 +322,42 @@ def test_the_place_of_pads_does_not_matter(mode: str) -> None:
                 torch.testing.assert_close(model.action_logits(pixels(), ids, mask), expected, atol=1e-5, rtol=0)
         both = model.action_logits(pixels().expand(2, -1, -1, -1), torch.tensor([rows[0], [1, *range(7, 11), 29871]]))
     torch.testing.assert_close(both[:1], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("where", ["text_config", "_tiny_towers"])
+def test_sizes_that_no_tensor_bears_out_are_refused_before_anything_is_built(folder: Path, where: str) -> None:
+    """A billion declared layers would be built before the weights are looked at."""
+
+    def grow(content: dict[str, Any]) -> None:
+        if where == "text_config":
+            content[where]["num_hidden_layers"] = 10**9
+        else:
+            content[where]["tiny_siglip"]["depth"] = 10**9
+
+    edit_json(folder / "config.json", grow)
+    with pytest.raises(ConfigError, match="1000000000 layers, expected 1 to 1000"):
+        OpenVLAOFT.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("r", 10**7, "rank 10000000, its tensors have at most 2"),
+        ("rank_pattern", {"q_proj": 3}, "rank 3, its tensors have at most 2"),
+        ("lora_alpha", -1, "lora_alpha -1"),
+        ("target_modules", "(a*)*b", "target_modules must be names of modules"),
+        ("target_modules", "[a", "target_modules must be names of modules"),
+        ("alpha_pattern", {"(.+)+x": 2}, "alpha_pattern must be names of modules"),
+    ],
+)
+def test_an_adapter_that_declares_what_its_tensors_are_not_is_refused(
+    folder: Path, field: str, value: object, message: str
+) -> None:
+    """Neither memory nor time of the reader follows from a number or a pattern in the file."""
+    model = OpenVLAOFT.from_pretrained(folder)
+    adapt(model, AdaptSettings(rank=2), torch_generator("adapter"))
+    model.save_pretrained(folder)
+    OpenVLAOFT.from_pretrained(folder)
+    edit_json(folder / "lora_adapter/adapter_config.json", lambda content: content.update({field: value}))
+    with pytest.raises(DataError, match=re.escape(message)):
+        OpenVLAOFT.from_pretrained(folder)

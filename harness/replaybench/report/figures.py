@@ -114,7 +114,7 @@ def _with_ticks(material: Material, dataset: str) -> plots.Look:
 
 def draw_differences(material: Material) -> list[Drawing]:
     """Figure 2: paired differences to the reference."""
-    table = material.differences
+    table = with_runs(material, material.differences)
     if len(material.datasets) == 1:
         table = table.filter(pl.col("dataset") == POOLED)
     ratios, levels = material.sweep.spec.ratios(), material.look.levels

@@ -26,6 +26,9 @@ from replaybench.results import (
 )
 from replaybench.spec import RunSpec
 
+# Ids that the mark of many runs names; they show how the others are made up.
+MAX_LISTED = 6
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Material:
@@ -111,10 +114,25 @@ def n_words(material: Material) -> str:
 
 
 def with_runs(material: Material, table: pl.DataFrame) -> pl.DataFrame:
-    """Adds the column `runs`: the ids of the runs behind each lineage's row, one a line, null in other rows."""
-    place = [name for name in ("dataset", "replay_ratio", "level", "baseline", "lineage") if name in table.columns]
-    finished = material.measured.runs.filter(pl.col("run_id").is_in(list(material.measured.finished)))
-    joined = finished.group_by(place).agg(pl.col("run_id").str.join("\n").alias("runs"))
+    """Adds the column `runs`: ids of the runs behind each row, one a line, of which at most MAX_LISTED are named.
+
+    A row without a lineage stands for all of them, one of data set POOLED for those of all data sets.
+    """
+    runs = material.measured.runs.filter(pl.col("run_id").is_in(list(material.measured.finished)))
+    every = pl.concat([runs, runs.with_columns(dataset=pl.lit(POOLED))], how="vertical_relaxed")
+    every = pl.concat([every, every.with_columns(lineage=pl.lit(None, every.schema["lineage"]))])
+    columns = ("dataset", "replay_ratio", "level", "baseline", "lineage")
+    place = [name for name in columns if name in table.columns or name == "lineage"]
+    more = pl.format("\nand {} more", pl.len() - MAX_LISTED)
+    joined = every.group_by(place).agg(
+        runs=pl.concat_str(
+            pl.col("run_id").sort().head(MAX_LISTED).str.join("\n"),
+            pl.when(pl.len() > MAX_LISTED).then(more).otherwise(pl.lit("")),
+        )
+    )
+    if "lineage" not in table.columns:
+        joined = joined.filter(pl.col("lineage").is_null()).drop("lineage")
+        place.remove("lineage")
     return table.join(joined, on=place, how="left", nulls_equal=True, maintain_order="left")
 
 

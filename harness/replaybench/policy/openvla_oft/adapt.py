@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from replaybench.errors import ConfigError, unknown_name
+from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy.openvla_oft.model import OpenVLAOFT
 
 if TYPE_CHECKING:
@@ -131,22 +131,61 @@ def lora_config(model: OpenVLAOFT, settings: AdaptSettings) -> "LoraConfig":
     return LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, lora_dropout=0.0)  # type: ignore[arg-type]
 
 
-def lora_config_from_json(content: Mapping[str, Any]) -> "LoraConfig":
-    """Returns peft's description of a LoRA from the content of an adapter_config.json.
+def refuse_other_adapters(content: Mapping[str, Any]) -> None:
+    """Refuses what an adapter_config.json describes unless it is plain LoRA.
 
     Raises:
         ConfigError: The adapter is of another kind.
     """
-    from peft import LoraConfig
-
     if content.get("peft_type") != "LORA" or content.get("modules_to_save") or content.get("use_dora"):
         raise ConfigError(
             f"adapter_config.json: peft_type is {content.get('peft_type')!r} (modules_to_save: "
             f"{content.get('modules_to_save')}); only plain LoRA is read. Merge the adapter into its base instead."
         )
+
+
+def lora_config_from_json(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> "LoraConfig":
+    """Returns peft's description of a LoRA from the content of an adapter_config.json.
+
+    Args:
+        state: The adapter's tensors, which its ranks must not exceed: they decide what is allocated.
+
+    Raises:
+        DataError: Its ranks are not those of its tensors, or a pattern of module names is none.
+    """
+    from peft import LoraConfig
+
     fields = ("r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform", "rank_pattern")
     known = {name: content[name] for name in (*fields, "alpha_pattern", "use_rslora") if content.get(name) is not None}
+    largest = max((tensor.shape[0] for name, tensor in state.items() if ".lora_A." in name and tensor.dim()), default=0)
+    for rank in (known.get("r", 8), *_values(known.get("rank_pattern"))):
+        if not isinstance(rank, int) or not 1 <= rank <= largest:
+            raise DataError(
+                f"adapter_config.json: rank {rank!r}, its tensors have at most {largest}. Use its own file."
+            )
+    for scale in (known.get("lora_alpha", 8), *_values(known.get("alpha_pattern"))):
+        if not isinstance(scale, int | float) or not 0 < scale < float("inf"):
+            raise DataError(f"adapter_config.json: lora_alpha {scale!r}, expected a number above 0.")
+    for name in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+        patterns = [known[name]] if isinstance(known.get(name), str) else list(known.get(name, ()))
+        if not all(isinstance(pattern, str) and _is_harmless(pattern) for pattern in patterns):
+            raise DataError(
+                f"adapter_config.json: {name} must be names of modules, or a pattern that repeats no group."
+            )
     return LoraConfig(**known)
+
+
+def _values(pattern: object) -> list[Any]:
+    return list(pattern.values()) if isinstance(pattern, Mapping) else []
+
+
+def _is_harmless(pattern: str) -> bool:
+    """Whether matching takes no time that grows without bound: few repetitions, none of a group."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    return sum(map(pattern.count, "*+{")) <= 4 and not re.search(r"\)[*+{?]", pattern)
 
 
 def lora_config_of(model: OpenVLAOFT) -> dict[str, Any]:

@@ -7,7 +7,8 @@ dataset_statistics.json, proprio_projector*, value_head* and an adapter folder. 
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from replaybench.errors import ConfigError, DataError
+from replaybench.errors import ConfigError, DataError, ReplayBenchError
 from replaybench.policy.openvla_oft.config import VLAConfig, read_config
 from replaybench.store.files import atomic_write, read_text
 
@@ -53,10 +54,31 @@ def load_config(folder: Path, overrides: Mapping[str, Any]) -> VLAConfig:
         source["_constants"] = {**source.get("_constants", {}), "PROPRIO_DIM": numbers}
     if value_head := _separate_file(folder, "value_head"):
         found["value_outputs"] = read_tensors(value_head)["mlp.4.weight"].shape[0]
-    try:
+    with _building(folder / "config.json"):
         return read_config(source | found | dict(overrides))
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder / 'config.json'}: a field is missing or malformed ({error!r}).") from error
+
+
+def empty_model(factory: Callable[[VLAConfig], "OpenVLAOFT"], config: VLAConfig, folder: Path) -> "OpenVLAOFT":
+    """Returns the model without weights; sizes that a file declares take no memory before its tensors bear them out.
+
+    Raises:
+        DataError: No model can be built from config.json.
+    """
+    with _building(folder / "config.json"), torch.device("meta"):
+        return factory(config)
+
+
+@contextmanager
+def _building(path: Path) -> Iterator[None]:
+    """Names the file whose fields could not be made into what they describe."""
+    try:
+        yield
+    except ReplayBenchError:
+        raise
+    except Exception as error:
+        # The libraries that take the fields check some of them, each with errors of its own.
+        first = str(error).split("\n", 1)[0][:200]
+        raise DataError(f"{path}: a field is missing or malformed ({type(error).__name__}: {first}).") from error
 
 
 def refuse_other_heads(folder: Path) -> None:
@@ -172,15 +194,19 @@ def load_adapter(model: "OpenVLAOFT", folder: Path, adapter: Path | str | None) 
         adapter = folder / ADAPTER
     if adapter is None:
         return
-    from replaybench.policy.openvla_oft.adapt import add_lora, lora_config_from_json
+    from replaybench.policy.openvla_oft.adapt import add_lora, lora_config_from_json, refuse_other_adapters
 
     adapter = Path(adapter)
-    add_lora(model, lora_config_from_json(_read_json(adapter / "adapter_config.json")))
+    content = _read_json(adapter / "adapter_config.json")
+    refuse_other_adapters(content)
     weights = [adapter / name for name in ("adapter_model.safetensors", "adapter_model.bin")]
     existing = [path for path in weights if path.exists()]
     if not existing:
         raise DataError(f"{weights[0]}: is missing. {DOWNLOAD_AGAIN}")
-    state = {_inner_name(name): tensor for name, tensor in read_tensors(existing[0]).items()}
+    tensors = read_tensors(existing[0])
+    with _building(adapter / "adapter_config.json"):
+        add_lora(model, lora_config_from_json(content, tensors))
+    state = {_inner_name(name): tensor for name, tensor in tensors.items()}
     _compare(adapter, {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}, state)
     model.load_state_dict(state, strict=False)
 

@@ -118,8 +118,7 @@ class OpenVLAOFT(nn.Module):
         """
         folder = Path(folder)
         config = checkpoint.load_config(folder, overrides or {})
-        with torch.device("meta"):
-            model = cls(config)
+        model = checkpoint.empty_model(cls, config, folder)
         checkpoint.load_weights(model, folder, dtype)
         _restore_rotary(model, "cpu")
         if config.value_outputs is not None and model.value_head.is_meta:
