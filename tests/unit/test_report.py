@@ -11,12 +11,12 @@ from scipy import stats
 from test_results import success_of, write_sweep
 
 from replaybench.analysis.bias_variance import widest_cell
-from replaybench.analysis.compare import paired_differences
+from replaybench.analysis.compare import POOLED, paired_differences
 from replaybench.errors import ConfigError
 from replaybench.record import SweepFolder
 from replaybench.report import Built, build_report, redraw_figure
 from replaybench.report.distances import distance_means, walk_words
-from replaybench.report.material import gather
+from replaybench.report.material import gather, with_runs
 from replaybench.report.tables import glance_table, provenance_frame
 from replaybench.report.verdict import TERMINAL_COLUMNS, conclusion, opening, verdict_text
 from replaybench.report.weights import weight_table
@@ -305,6 +305,24 @@ def test_a_sweep_along_knobs_gets_the_sensitivity_section(tmp_path: Path) -> Non
     for row in matched.to_dicts():
         key = ("gipo (sigma=0.15485)", row["level"], row["replay_ratio"])
         assert row["estimate"] == pytest.approx(by_label[key], abs=1e-12)
+
+
+def test_every_mark_names_the_runs_behind_it(folder: SweepFolder) -> None:
+    """Of a lineage, of a data set and of all of them; six by their ids, the rest by their number."""
+    material = gather(folder)
+    cell = {"replay_ratio": 1.0, "level": "fresh", "baseline": "gipo"}
+    rows = [
+        {"dataset": "door", "lineage": 1},
+        {"dataset": "door", "lineage": None},
+        {"dataset": POOLED, "lineage": None},
+    ]
+    found = with_runs(material, pl.DataFrame([cell | row for row in rows]))["runs"].to_list()
+    runs = [run for run in material.sweep.runs if (run.level, run.replay_ratio, run.baseline) == ("fresh", 1.0, "gipo")]
+    door = {run.lineage: run.run_id() for run in runs if run.dataset == "door"}
+    assert found == [door[1], "\n".join(sorted(door.values())), "\n".join(sorted(run.run_id() for run in runs))]
+    unnamed = with_runs(material, pl.DataFrame({"dataset": [POOLED]}))["runs"][0].split("\n")
+    assert len(unnamed) == 7
+    assert unnamed[-1] == f"and {len(material.measured.finished) - 6} more"
 
 
 def test_distances_are_means_over_lineages_and_data_sets(folder: SweepFolder) -> None:

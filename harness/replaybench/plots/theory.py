@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 
-from replaybench.plots.style import COLOURS, GREY, Style
+from replaybench.plots.style import COLOURS, GREY, Style, draw_points, mark
 
 
 def peaks(axes: Axes, table: pl.DataFrame) -> Axes:
@@ -15,7 +15,8 @@ def peaks(axes: Axes, table: pl.DataFrame) -> Axes:
     """
     sigma = np.linspace(0.0, float(table["sigma"].max()), 200)  # type: ignore[arg-type]
     axes.plot(sigma, np.exp(sigma**2 / 2), color=GREY, linewidth=1.2, label="bound, $e^{\\sigma^2/2}$")
-    axes.plot(table["sigma"], table["coefficient"], "o", color=COLOURS[0], markersize=6, label="largest found")
+    points = axes.scatter(table["sigma"], table["coefficient"], s=36, color=COLOURS[0], zorder=3, label="largest found")
+    mark(points, table.to_dicts(), "coefficient", "bound", "sigma")
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, loc="upper left")
@@ -30,8 +31,12 @@ def concentration(axes: Axes, table: pl.DataFrame) -> Axes:
     """
     axes.plot(table["n"], table["hoeffding"], color=GREY, linestyle="--", label="Hoeffding")
     axes.plot(table["n"], table["bernstein"], color=GREY, linestyle=":", label="Bernstein")
-    axes.plot(table["n"], table["deviation"], color=COLOURS[0], marker="o", markersize=3.5, label="to its own mean")
-    axes.plot(table["n"], table["error"], color=COLOURS[1], marker="s", markersize=3.5, label="to the gradient")
+    for column, words, style in (
+        ("deviation", "to its own mean", Style(COLOURS[0], "o", "-")),
+        ("error", "to the gradient", Style(COLOURS[1], "s", "-")),
+    ):
+        axes.plot(table["n"], table[column], color=style.colour, label=words)
+        draw_points(axes, table["n"].to_list(), table.to_dicts(), style, column, size=13)
     axes.axhline(table["bias"][0], color=COLOURS[1], linewidth=0.8, alpha=0.6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -48,7 +53,7 @@ def gradient_left(axes: Axes, table: pl.DataFrame, column: str, styles: dict[str
     """
     for label, style in styles.items():
         rows = table.filter(pl.col("label") == label).sort("distance")
-        axes.step(
+        (line,) = axes.step(
             rows["distance"],
             rows[column],
             where="mid",
@@ -57,7 +62,8 @@ def gradient_left(axes: Axes, table: pl.DataFrame, column: str, styles: dict[str
             label=label,
             alpha=0.9,
         )
+        mark(line, [{"baseline": label}])
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_formatter("{x:.2g}")
     axes.set_ylim(-0.04, 1.04)
     return axes

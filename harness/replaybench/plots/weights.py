@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from replaybench.plots.style import COLOURS, Look, Style
+from replaybench.plots.style import COLOURS, Look, Style, draw_points, mark
 
 POSITIVE, NEGATIVE = Style(COLOURS[0], "", "-"), Style(COLOURS[1], "", "--")
 
@@ -22,7 +22,7 @@ def weight_curves(axes: Axes, table: pl.DataFrame, look: Look, bottom: float, to
     axes.plot([0], [1], marker="+", color="#333333", markersize=8, zorder=4)
     for label, style in look.styles.items():
         curve = table.filter(pl.col("baseline") == label).sort("log_ratio")
-        axes.plot(
+        (line,) = axes.plot(
             curve["log_ratio"],
             curve["coefficient"],
             color=style.colour,
@@ -32,6 +32,7 @@ def weight_curves(axes: Axes, table: pl.DataFrame, look: Look, bottom: float, to
             markersize=4,
             markevery=(COLOURS.index(style.colour) if style.colour in COLOURS else 0, 12),
         )
+        mark(line, [{"baseline": label}])
     axes.set_ylim(bottom, top)
     return axes
 
@@ -47,7 +48,7 @@ def bias_variance(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
         axes.plot(rows["bias2"], rows["variance"], color=style.colour, linewidth=0.9, alpha=0.6)
         for row in rows.iter_rows(named=True):
             face = style.colour if row["is_frontier"] else "white"
-            axes.plot(
+            (point,) = axes.plot(
                 [row["bias2"]],
                 [row["variance"]],
                 marker=style.marker,
@@ -57,6 +58,7 @@ def bias_variance(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
                 linestyle="none",
                 clip_on=False,
             )
+            mark(point, [row], "bias2", "variance")
     return axes
 
 
@@ -69,10 +71,13 @@ def wins_by_n(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     ns = sorted(table["n"].unique())
     bottom = [0] * len(ns)
     for label, style in look.styles.items():
-        heights = table.filter(pl.col("baseline") == label).sort("n")["cells"].to_list()
-        if not heights:
+        rows = table.filter(pl.col("baseline") == label).sort("n").to_dicts()
+        if not rows:
             continue
-        axes.bar(range(len(ns)), heights, bottom=bottom, width=0.86, color=style.colour, linewidth=0)
+        heights = [row["cells"] for row in rows]
+        bars = axes.bar(range(len(ns)), heights, bottom=bottom, width=0.86, color=style.colour, linewidth=0)
+        for bar, row in zip(bars, rows, strict=True):
+            mark(bar, [row], "cells")
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
     axes.set_xticks(range(0, len(ns), 2), [f"{n:g}" for n in ns[::2]])
     axes.grid(visible=False)
@@ -88,15 +93,8 @@ def relative_error(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
     """
     for label, style in look.styles.items():
         rows = table.filter(pl.col("baseline") == label).sort("x")
-        axes.plot(
-            rows["x"],
-            rows["relative_mse"],
-            color=style.colour,
-            linestyle=style.line,
-            marker=style.marker,
-            markersize=4,
-            linewidth=1.4,
-        )
+        axes.plot(rows["x"], rows["relative_mse"], color=style.colour, linestyle=style.line, linewidth=1.4)
+        draw_points(axes, rows["x"].to_list(), rows.to_dicts(), style, "relative_mse", "x", size=16)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if table["relative_mse"].min() < 0.01 else (1.0, 2.0, 5.0)))  # type: ignore[operator]
