@@ -1,5 +1,6 @@
 """A figure as PNG, PDF and SVG; in a page an SVG follows the light or dark theme, and its marks say what they show."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -29,11 +30,16 @@ class Rendered(NamedTuple):
 def renderers() -> Iterator[Callable[[Figure], "Future[Rendered]"]]:
     """Yields what renders a figure in another process, one a processor; they start at once."""
     count = min(4, os.cpu_count() or 1)
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=theme) as processes:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_prepare) as processes:
         # A process starts with the first thing that it is asked, and then takes seconds to load what it draws with.
         for _ in range(count):
             processes.submit(os.getpid)
         yield lambda figure: processes.submit(render, figure)
+
+
+def _prepare() -> None:
+    # A process renders a few figures and ends; looking for cycles among their objects takes longer than it frees.
+    gc.disable()
 
 
 def render(figure: Figure) -> Rendered:

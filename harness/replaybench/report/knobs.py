@@ -80,6 +80,7 @@ def draw_errors_along_knobs(_: Material) -> list[Drawing]:
     return [Drawing("6-knobs", "Exact error along the knob", note, figure, table)]
 
 
+@lru_cache(maxsize=1)
 def error_frame() -> pl.DataFrame:
     """Returns the exact MSE along the knob of the published families at each lag, relative to that of not moving."""
     rows = []
