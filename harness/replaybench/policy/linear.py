@@ -27,11 +27,11 @@ class Linear(nn.Linear):
 
 def _suits_onednn(input: Tensor, weight: Tensor) -> bool:
     return (
-        input.dtype == weight.dtype == torch.float32
-        and input.device.type == "cpu"
-        and input.dim() == 2
-        and not torch.is_autocast_enabled("cpu")
+        input.dim() == 2
         and len(input) * weight.numel() >= MIN_PRODUCTS
+        and input.dtype == weight.dtype == torch.float32
+        and input.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
     )
 
