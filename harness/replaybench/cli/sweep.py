@@ -19,6 +19,7 @@ from replaybench.cli.terminal import (
     command_line,
     emit,
     hint,
+    whole_numbers,
     worker_count,
 )
 
@@ -248,6 +249,34 @@ def report_figure(
 
     for path in redraw_figure(SweepFolder(out), name, to or out / "report" / "figures", collect_cost):
         print(path)
+
+
+@report_app.command("gradients")
+def report_gradients(
+    out: Path,
+    n: Annotated[str, typer.Option("--n", help="Numbers of episodes averaged over.")] = "1,4,16,64,256",
+    lineages: Annotated[Optional[str], typer.Option(help="Lineages, e.g. 0-2; default all.")] = None,  # noqa: UP045
+    knob: Annotated[bool, typer.Option("--knob", help="Each baseline along its knob, not as in the sweep.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure bias and variance of the gradient on a sweep's logs, at its settings, for its report.
+
+    Example: replaybench report gradients reports/default --lineages 0-2
+    """
+    from replaybench.progress import listening
+    from replaybench.record import SweepFolder
+    from replaybench.sweep_gradients import measure_gradients, read_errors
+
+    folder, chosen = SweepFolder(out), whole_numbers(lineages) if lineages else None
+    with listening() as listen:
+        measure_gradients(
+            folder, whole_numbers(n), chosen, along_knob=knob, workers=worker_count(workers), listen=listen
+        )
+    errors = read_errors(folder, along_knob=knob)
+    assert errors is not None
+    emit(errors.to_dicts(), as_json, "Error of the gradient relative to the reference's, 95 % intervals over lineages")
+    hint(f"Next: replaybench report build {out}")
 
 
 @report_app.command("compare")

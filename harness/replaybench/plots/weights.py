@@ -86,14 +86,19 @@ def wins_by_n(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
 
 
 def relative_error(axes: Axes, table: pl.DataFrame, look: Look) -> Axes:
-    """Draws the error relative to that of not moving, on logarithmic axes.
+    """Draws the error relative to that of not moving, on logarithmic axes, with its intervals where there are some.
 
     Args:
-        table: baseline, x, relative_mse.
+        table: baseline, x, relative_mse; low and high where it was estimated.
     """
     for label, style in look.styles.items():
         rows = table.filter(pl.col("baseline") == label).sort("x")
         axes.plot(rows["x"], rows["relative_mse"], color=style.colour, linestyle=style.line, linewidth=1.4)
+        if "low" in rows.columns:
+            bounded = rows.filter(pl.col("high").is_not_null()).with_columns(
+                pl.col("low").clip(pl.col("relative_mse") / 100)
+            )
+            axes.vlines(bounded["x"], bounded["low"], bounded["high"], color=style.colour, linewidth=0.9, alpha=0.45)
         draw_points(axes, rows["x"].to_list(), rows.to_dicts(), style, "relative_mse", "x", size=16)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -15,6 +15,7 @@ from replaybench.report.ages import draw_ages
 from replaybench.report.aggregates import draw_profiles
 from replaybench.report.drawing import Drawing
 from replaybench.report.efficiency import draw_costs, draw_curves, draw_speed_ups
+from replaybench.report.gradients import draw_gradient_errors, draw_gradients_along_knobs
 from replaybench.report.gridworld import draw_study
 from replaybench.report.knobs import draw_errors_along_knobs, draw_success_along_knobs
 from replaybench.report.material import Material, loaded_baseline, n_words, with_runs
@@ -330,6 +331,8 @@ DRAWERS: dict[str, Callable[[Material], list[Drawing]]] = {
     "4-distances": draw_distances,
     "5-weights": draw_weights,
     "6-bias-variance": draw_bias_variance,
+    "6-gradients": draw_gradient_errors,
+    "6-gradients-along-knobs": draw_gradients_along_knobs,
     "6-knobs": draw_errors_along_knobs,
     "6-study": draw_study,
     "6-theory": draw_theory,
@@ -356,7 +359,7 @@ def draw_one(material: Material, name: str) -> Drawing:
     Raises:
         ConfigError: The report has no such figure, or the sweep nothing to show in it.
     """
-    near = [drawer for stem, drawer in DRAWERS.items() if name.startswith(stem)]
+    near = [DRAWERS[name]] if name in DRAWERS else [drawer for stem, drawer in DRAWERS.items() if name.startswith(stem)]
     if not near:
         raise unknown_name("figure", name, DRAWERS)
     drawn = {drawing.name: drawing for drawer in near for drawing in drawer(material)}

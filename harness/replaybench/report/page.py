@@ -1,5 +1,7 @@
 """Renders the page from the templates: one file, a section of it from each file in `sections/`."""
 
+import os
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from replaybench.report.cells import Table
 from replaybench.report.distances import walk_words
 from replaybench.report.drawing import ShownFigure
 from replaybench.report.efficiency import literature_words
+from replaybench.report.gradients import gradient_words
 from replaybench.report.gridworld import gridworld_study, study_words
 from replaybench.report.knobs import knob_words
 from replaybench.report.material import Material
@@ -90,6 +93,8 @@ def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Map
         "knobs": knob_words(),
         "walk": walk_words(material),
         "theory": theory_words(measured_theory()),
+        "gradients": gradient_words(material),
+        "measure_gradients": shlex.join(["replaybench", "report", "gradients", os.path.relpath(material.folder.path)]),
         "unread": material.facts.unread,
     }
 
