@@ -19,6 +19,7 @@ from replaybench.plots.style import (
     log_where_positive,
     mark,
     panels,
+    plain_log_ticks,
     styles,
     theme,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "metric_over_updates",
     "panels",
     "peaks",
+    "plain_log_ticks",
     "profiles",
     "relative_error",
     "render",

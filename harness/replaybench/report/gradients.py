@@ -114,7 +114,7 @@ def draw_gradients_along_knobs(material: Material) -> list[Drawing]:
     if table is None:
         return []
     table = table.drop_nulls("knob_value").filter((pl.col("n") == _knob_n(table)) & (pl.col("estimate") > 0))
-    least = pl.col("estimate") == pl.col("estimate").min().over("dataset", "level", "baseline")
+    least = pl.col("estimate") <= (1 + TIE) * pl.col("estimate").min().over("dataset", "level", "baseline")
     table = table.with_columns(may_be_best=least).sort("baseline", "dataset", "level", "knob_value")
     families, datasets = sorted(table["baseline"].unique()), sorted(table["dataset"].unique())
     styles = plots.styles({name: name for name in families}, list(baseline_paths()), ZERO)
@@ -125,6 +125,7 @@ def draw_gradients_along_knobs(material: Material) -> list[Drawing]:
             plots.along_knob(axes[i, j], here, styles[family], "level")
             axes[i, j].set_title(f"{family}, {dataset}", fontsize=8.5)
             axes[i, j].set_yscale("log")
+            plots.plain_log_ticks(axes[i, j].yaxis)
             knob = load_baseline(family).declaration.knob
             axes[i, j].set_xlabel(knob.field if knob else "")
         axes[i, 0].set_ylabel("MSE / MSE of\nthe reference")
