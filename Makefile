@@ -1,6 +1,6 @@
 # make sweep   make the logs, train and evaluate every run, print the verdicts and the report's path
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
-# make fuzz    20,000 mutated files against the readers of logs and records
+# make fuzz    20,000 mutated files against the readers of logs, records and checkpoints
 # make soak    faults and 200 kills of a small sweep, each of which must end as if nothing had happened
 # make bench   ratios of speed, measured here, to reports/bench.json; ONLY=trainer runs one
 PYTHON  ?= python3.11
