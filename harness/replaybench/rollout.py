@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from replaybench.episode import Episode
-from replaybench.policy import Policy
+from replaybench.policy import LoneActingPolicy, Policy
 from replaybench.seeding import seed_for
 from replaybench.suites import Environment, Suite
 
@@ -77,8 +77,12 @@ def goal_plans(suite: Suite, goal_seed: int, count: int, stream: object) -> list
 
 def policy_actor(policy: Policy, device: torch.device) -> Actor:
     """Returns the actor that evaluates a policy without gradients."""
+    alone = policy.lone_actor() if device.type == "cpu" and isinstance(policy, LoneActingPolicy) else None
 
     def act(observations: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if alone is not None and len(observations) == 1:
+            logits_AK, value = alone(observations[0])
+            return logits_AK[None], np.array([value], np.float32)
         with torch.inference_mode():
             output = policy(torch.from_numpy(observations).to(device))
         return output.logits_BAK.cpu().numpy(), output.value_B.cpu().numpy()

@@ -174,6 +174,29 @@ def test_results_of_a_network_depend_on_the_number_of_environments_by_rounding_o
         np.testing.assert_allclose(left.value, right.value, atol=1e-5)
 
 
+def test_one_observation_alone_gets_what_it_gets_in_a_batch() -> None:
+    """Logits and values up to rounding, also after the weights were changed in place; some inputs are clipped."""
+    policy = MLPPolicy(
+        observation_size=5, num_action_tokens=2, num_bins=7, hidden=16, generator=torch_generator("lone")
+    )
+    observations = 3 * torch.randn(20, 5, generator=torch_generator("observations"))
+    policy.fit_normaliser(observations / 3)
+    actor = policy_actor(policy, torch.device("cpu"))
+    for _ in range(2):
+        with torch.no_grad():
+            expected = policy(observations)
+        for observation, logits_AK, value in zip(
+            observations.numpy(), expected.logits_BAK, expected.value_B, strict=True
+        ):
+            found_logits, found_value = actor(observation[None])
+            assert found_logits.dtype == found_value.dtype == np.float32
+            np.testing.assert_allclose(found_logits[0], logits_AK.numpy(), atol=1e-5)
+            np.testing.assert_allclose(found_value, [value.item()], atol=1e-5)
+        optimiser = torch.optim.AdamW(policy.parameters(), lr=0.1, fused=True)
+        sum(output.square().mean() for output in policy(observations)).backward()
+        optimiser.step()
+
+
 def test_the_same_plans_give_the_same_episodes_and_other_seeds_others() -> None:
     """Acting is a function of actor and plans; nothing global is drawn from."""
     assert_identical(run(), run())

@@ -3,10 +3,12 @@
 Shape letters: B decisions, A action tokens, K bins.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from replaybench.errors import ConfigError
@@ -87,6 +89,17 @@ class ValueHeadPolicy(Protocol):
 
     def value_features(self, observations: Tensor) -> Tensor: ...
     def value_of(self, features: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class LoneActingPolicy(Protocol):
+    """A policy that evaluates one observation on a CPU faster than a batch of one.
+
+    `lone_actor` returns what maps an observation to its logits [A, K] and value, with the weights as they are when it
+    is called, as long as they stay in the same memory.
+    """
+
+    def lone_actor(self) -> Callable[[NDArray[Any]], tuple[NDArray[np.float32], float]]: ...
 
 
 def has_action_values(kind: str) -> bool:

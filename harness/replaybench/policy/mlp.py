@@ -3,9 +3,12 @@
 Source: the authors' public single-process trainer, described in docs/protocol.md; sizes are settings.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from replaybench.policy import PolicyOutput
@@ -23,6 +26,34 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> Linear:
         layer.weight.uniform_(-bound, bound, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
+
+
+def _in_numpy(layers: nn.Sequential) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Returns the layers for one vector, on the same memory: calling torch's costs more than their arithmetic."""
+    steps = [_step_in_numpy(layer) for layer in layers]
+
+    def run(vector: NDArray[Any]) -> NDArray[Any]:
+        for step in steps:
+            vector = step(vector)
+        return vector
+
+    return run
+
+
+def _step_in_numpy(layer: nn.Module) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    if isinstance(layer, nn.ReLU):
+        return lambda vector: np.maximum(vector, 0)
+    assert isinstance(layer, nn.Linear | nn.LayerNorm)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    if isinstance(layer, nn.Linear):
+        return lambda vector: weight @ vector + bias
+    eps = layer.eps
+
+    def normalise(vector: NDArray[Any]) -> NDArray[Any]:
+        centred = vector - vector.mean()
+        return np.asarray(centred * ((centred @ centred) / len(centred) + eps) ** -0.5 * weight + bias)
+
+    return normalise
 
 
 class MLPPolicy(nn.Module):
@@ -99,6 +130,17 @@ class MLPPolicy(nn.Module):
     def value_of(self, features: Tensor) -> Tensor:
         value: Tensor = self.value_head(features).squeeze(-1)
         return value
+
+    def lone_actor(self) -> Callable[[NDArray[Any]], tuple[NDArray[np.float32], float]]:
+        encode, act, judge = (_in_numpy(part) for part in (self.encoder, self.policy_head, self.value_head))
+        mean, scale = self.mean.numpy(), self.scale.numpy()
+        shape = self.settings["num_action_tokens"], self.settings["num_bins"]
+
+        def evaluate(observation: NDArray[Any]) -> tuple[NDArray[np.float32], float]:
+            features = encode(((observation - mean) / scale).clip(-CLIP, CLIP))
+            return act(features).reshape(shape), float(judge(features)[0])
+
+        return evaluate
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [*self.encoder.parameters(), *self.policy_head.parameters()]
