@@ -13,6 +13,9 @@ import platform
 import sys
 from pathlib import Path
 
+# As in the workers of a sweep: a pool of threads of numpy's would take the processors from torch's.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import torch
 
@@ -24,7 +27,7 @@ LAST = FOLDER / "last_release.json"
 
 def modules() -> list[str]:
     """Returns the benchmarks by name."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if "def ratios(" in path.read_text(encoding="utf-8"))
+    return sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef ratios(" in path.read_text(encoding="utf-8"))
 
 
 def machine() -> dict[str, str | int]:
@@ -54,8 +57,9 @@ def main(chosen: list[str]) -> None:
             beside = f", last release {before:.3g}" if before is not None else ""
             print(f"{ratio.name}: {middle:.3g} [{low:.3g}, {high:.3g}] {ratio.unit}{beside}")
             print(f"    {ratio.note}; {len(ratio.samples)} rounds")
-    found["machine"] = machine()
-    OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        # After each, so that one that fails loses no other.
+        found["machine"] = machine()
+        OUT.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"Written to {OUT.relative_to(ROOT)}")
 
 
