@@ -77,10 +77,11 @@ def read_errors(folder: SweepFolder, *, along_knob: bool) -> pl.DataFrame | None
         return None
     sweep = read_sweep(folder)
     run = next(run for run in sweep.runs if run.baseline == sweep.spec.reference)
-    baseline = load_baseline(run.baseline_path or run.baseline)
-    config = config_record(baseline.config()) if along_knob else run.config
+    config = run.config
+    if along_knob:
+        config = config_record(load_baseline(run.baseline_path or run.baseline).config())
     with reading(path):
-        return relative_errors(pl.read_parquet(path), baseline.name, config)
+        return relative_errors(pl.read_parquet(path), run.baseline, config)
 
 
 def _jobs(sweep: Sweep, ns: Sequence[int], lineages: Sequence[int] | None, along_knob: bool) -> list[Job]:

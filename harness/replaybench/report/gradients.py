@@ -11,7 +11,7 @@ from replaybench import plots
 from replaybench.analysis.bias_variance import ZERO
 from replaybench.baseline import baseline_paths, load_baseline
 from replaybench.report.drawing import Drawing
-from replaybench.report.material import Material
+from replaybench.report.material import Material, loaded_baseline
 from replaybench.report.words import counted, from_to, listed
 from replaybench.sweep_gradients import read_errors
 
@@ -22,8 +22,10 @@ TIE = 1e-3
 @lru_cache(maxsize=4)
 def error_table(material: Material, *, along_knob: bool) -> pl.DataFrame | None:
     """Returns the error relative to the reference's, with the labels of the sweep's arms; None if not measured."""
+    if along_knob and loaded_baseline(material.first_runs[material.sweep.reference]) is None:
+        return None
     found = read_errors(material.folder, along_knob=along_knob)
-    if found is None:
+    if found is None or found.is_empty():
         return None
     if along_knob:
         return found.with_columns(knob_value=_knob_values(found))
@@ -67,15 +69,16 @@ def gradient_words(material: Material) -> list[str]:
         told_apart = [cell for cell in cells if cell["estimate"].max() > (1 + TIE) * cell["estimate"].min()]  # type: ignore[operator]
         least = Counter(cell.sort("estimate")["baseline"][0] for cell in told_apart)
         others = [cell.filter(pl.col("baseline") != reference) for cell in told_apart]
-        count, below, above = (
+        num_others, below, above = (
             sum(len(cell.filter(which)) for cell in others)
             for which in (pl.lit(value=True), pl.col("high") < 1, pl.col("low") > 1)
         )
+        wins = listed([f"{name} ({count})" for name, count in least.most_common()]) or "none"
         sentences.append(
             f"Averages of {counted(n, 'episode')}: not moving has less error than {num_worse} of {len(moving)} "
             f"estimates that move. They differ from each other on {len(told_apart)} of {len(cells)} logs and levels, "
-            f"where the least error is that of {listed([f'{name} ({wins})' for name, wins in least.most_common()])}; "
-            f"{below} of {count} are resolved below that of {reference}, {above} above."
+            f"where the least error is that of {wins}; {below} of {num_others} are resolved below that of {reference}, "
+            f"{above} above."
         )
     return sentences
 
@@ -86,7 +89,8 @@ def draw_gradient_errors(material: Material) -> list[Drawing]:
     if table is None:
         return []
     datasets = sorted(table["dataset"].unique())
-    levels = [level for level in material.look.levels if level in set(table["level"])]
+    known = dict.fromkeys([*material.look.levels, *material.sweep.spec.level_names()])
+    levels = [level for level in known if level in set(table["level"])]
     figure, axes = plots.panels(len(datasets), len(levels), width=3.6, height=2.6, share_x=True, share_y=True)
     for i, dataset in enumerate(datasets):
         for j, level in enumerate(levels):
