@@ -67,7 +67,7 @@ def test_the_report_shows_them_once_they_are_measured(toy_sweep: ToySweep, toy_d
     one, eight = gradient_words(material)
     assert one.startswith("Averages of 1 episode: not moving has less error than ")
     # On fresh logs both corrections are the same.
-    assert "They differ from each other on 1 of 2 logs and levels" in eight
+    assert "They differ from each other on 1 of 2 pairs of data set and level" in eight
 
 
 def test_a_lineage_that_the_sweep_lacks_is_refused(toy_sweep: ToySweep, toy_data: Path, tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def _content(material: Material, figures: Mapping[str, ShownFigure], tables: Map
         "knobs": knob_words(),
         "walk": walk_words(material),
         "theory": theory_words(measured_theory()),
+        "trains_on_logs": spec.buffered is None,
         "gradients": gradient_words(material),
         "measure_gradients": shlex.join(["replaybench", "report", "gradients", os.path.relpath(material.folder.path)]),
         "unread": material.facts.unread,
