@@ -76,9 +76,9 @@ def gradient_words(material: Material) -> list[str]:
         wins = listed([f"{name} ({count})" for name, count in least.most_common()]) or "none"
         sentences.append(
             f"Averages of {counted(n, 'episode')}: not moving has less error than {num_worse} of {len(moving)} "
-            f"estimates that move. They differ from each other on {len(told_apart)} of {len(cells)} pairs of data set and level, "
-            f"where the least error is that of {wins}; {below} of {num_others} are resolved below that of {reference}, "
-            f"{above} above."
+            f"estimates that move. They differ from each other on {len(told_apart)} of {len(cells)} pairs of data set "
+            f"and level, where the least error is that of {wins}; {below} of {num_others} are resolved below that of "
+            f"{reference}, {above} above."
         )
     return sentences
 
