@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replaybench.evaluate import Outcome
 from replaybench.learner import CHUNK, Step
-from replaybench.maths.ratios import categorical_kl, off_policyness, token_log_prob
+from replaybench.maths.ratios import categorical_kl, off_policyness, quantile, token_log_prob
 from replaybench.policy import Policy
 from replaybench.replay import Replay
 
@@ -134,9 +134,7 @@ def _bucket_rows(rows: Rows, update: int, step: Step, weight_BA: Tensor, lag_upd
         rows.add(update, f"kl_k2_token_raw_{name}", log_ratio2 / (2 * n))
         rows.add(update, f"kl_k3_token_raw_{name}", (ratio - n - log_ratio) / n)
         rows.add(update, f"chi2_token_raw_{name}", ratio2 / n - 1)
-        # Linear between order statistics as np.quantile, at a fifth of its overhead.
-        p95 = np.interp(0.95 * (n - 1), np.arange(n), np.sort(np.abs(log_ratio_N[chosen])))
-        rows.add(update, f"abs_log_ratio_p95_token_{name}", float(p95))
+        rows.add(update, f"abs_log_ratio_p95_token_{name}", quantile(np.abs(log_ratio_N[chosen]), 0.95))
         rows.add(update, f"near_zero_share_{name}", near_zero / n)
         rows.add(update, f"suppressed_share_{name}", suppressed / n)
         # An effective size of weights of both signs means nothing.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from replaybench.errors import ContractError
 from replaybench.maths.advantages import gae, vtrace
-from replaybench.maths.ratios import categorical_entropy, categorical_kl, off_policyness, token_log_prob
+from replaybench.maths.ratios import categorical_entropy, categorical_kl, off_policyness, quantile, token_log_prob
 from replaybench.maths.shapes import check_shapes
 
 Floats = NDArray[np.float64]
@@ -268,3 +268,11 @@ def test_shapes_that_disagree_are_refused() -> None:
         check_shapes(x=(torch.zeros(2), "BA"))
     with pytest.raises(ContractError, match="y has B=3"):
         check_shapes(x=(torch.zeros(2), "B"), y=(torch.zeros(3), "B"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 20, 21, 1000])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95, 1.0])
+def test_quantiles_are_numpys(n: int, share: float) -> None:
+    """Linear between order statistics, also of a single value and at both ends."""
+    values = np.random.default_rng(n).normal(size=n)
+    assert quantile(values, share) == pytest.approx(np.quantile(values, share), rel=1e-12)
