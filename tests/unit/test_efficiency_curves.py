@@ -80,6 +80,10 @@ def test_curves_never_mix_what_is_held_fixed(toy_sweep: ToySweep, toy_data: Path
     assert "the 7.5x of the literature is" in page
     table = pl.read_csv(folder.path / "report" / "tables" / "speed-up.csv")
     assert set(table["baseline"]) == {"gipo"} and set(table["n"]) == {2}
+    drawn = pl.read_csv(folder.path / "report" / "figures" / "11-sample-efficiency.csv")
+    place = (pl.col("baseline") == "gipo") & (pl.col("steps") == 256) & (pl.col("design") == "8 updates on every log")
+    behind = [run.run_id() for run in planned if (run.baseline, run.replay_ratio) == ("gipo", 1.0)]
+    assert drawn.filter(place & (pl.col("kind") == "mean"))["runs"].to_list() == ["\n".join(sorted(behind))]
 
 
 def test_the_price_of_a_step_is_the_median_over_the_runs_that_measured_it() -> None:

@@ -21,7 +21,7 @@ from replaybench.by_steps import curves_by_steps, points_by_steps
 from replaybench.report.aggregates import scores_of
 from replaybench.report.cells import Cell, Table, number, verdict_cell
 from replaybench.report.drawing import Drawing
-from replaybench.report.material import Material
+from replaybench.report.material import Material, listed_runs
 from replaybench.report.words import from_to, plain, with_interval
 from replaybench.results import lineage_intervals
 
@@ -150,8 +150,11 @@ def draw_curves(material: Material) -> list[Drawing]:
     curves = found.curves
     place = [*PLACE, "dataset", "baseline", "steps"]
     points = curves.select(*place, "lineage", "value", "runs")
-    intervals = lineage_intervals(points, place).with_columns(
-        kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64), runs=pl.lit(None, pl.String)
+    behind = points.select(*place, run_id=pl.col("runs").str.split("\n")).explode("run_id")
+    intervals = (
+        lineage_intervals(points, place)
+        .with_columns(kind=pl.lit(plots.MEAN), lineage=pl.lit(None, pl.Int64))
+        .join(behind.group_by(place).agg(runs=listed_runs()), on=place, how="left", maintain_order="left")
     )
     dots = points.with_columns(
         low=pl.lit(None, pl.Float64),

@@ -113,6 +113,15 @@ def n_words(material: Material) -> str:
     return "n = 0 lineages" if not counts else f"n = {from_to(counts[0], counts[-1])} lineages"
 
 
+def listed_runs() -> pl.Expr:
+    """Returns what names the runs of a group from its `run_id`, one a line: at most MAX_LISTED, and how many more."""
+    more = pl.format("\nand {} more", pl.len() - MAX_LISTED)
+    return pl.concat_str(
+        pl.col("run_id").sort().head(MAX_LISTED).str.join("\n"),
+        pl.when(pl.len() > MAX_LISTED).then(more).otherwise(pl.lit("")),
+    )
+
+
 def with_runs(material: Material, table: pl.DataFrame) -> pl.DataFrame:
     """Adds the column `runs`: ids of the runs behind each row, one a line, of which at most MAX_LISTED are named.
 
@@ -123,13 +132,7 @@ def with_runs(material: Material, table: pl.DataFrame) -> pl.DataFrame:
     every = pl.concat([every, every.with_columns(lineage=pl.lit(None, every.schema["lineage"]))])
     columns = ("dataset", "replay_ratio", "level", "baseline", "lineage")
     place = [name for name in columns if name in table.columns or name == "lineage"]
-    more = pl.format("\nand {} more", pl.len() - MAX_LISTED)
-    joined = every.group_by(place).agg(
-        runs=pl.concat_str(
-            pl.col("run_id").sort().head(MAX_LISTED).str.join("\n"),
-            pl.when(pl.len() > MAX_LISTED).then(more).otherwise(pl.lit("")),
-        )
-    )
+    joined = every.group_by(place).agg(runs=listed_runs())
     if "lineage" not in table.columns:
         joined = joined.filter(pl.col("lineage").is_null()).drop("lineage")
         place.remove("lineage")
