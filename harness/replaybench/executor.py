@@ -9,9 +9,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from replaybench.errors import DiskError, ReplayBenchError
+
+if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
 
 MAX_DEATHS = 3
 ORPHAN_CHECK_S = 1.0
@@ -50,6 +53,20 @@ def this_place(node: str = "") -> Place:
 
 # Takes a job's payload in a worker process and returns text for the driver. A module-level function.
 Work = Callable[[str], str]
+
+
+def fitting_workers(workers: int, gpus_each: float) -> int:
+    """Returns how many workers this machine's GPUs have room for, at most `workers`.
+
+    Args:
+        gpus_each: What a job asks for, such as 1, or .25 where four share one. 0 sets no limit, nor does a machine
+            without a GPU, where jobs run on the CPU.
+    """
+    import torch
+
+    if gpus_each == 0 or not torch.cuda.is_available():
+        return workers
+    return min(workers, max(1, int(torch.cuda.device_count() / gpus_each)))
 
 
 def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
@@ -94,7 +111,8 @@ def _start_pool(workers: int) -> ProcessPoolExecutor:
     for name in THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise, initargs=(os.getpid(),))
+    started = context.Value("i", 0)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_initialise, initargs=(os.getpid(), started))
 
 
 def _stop_pool(pool: ProcessPoolExecutor) -> None:
@@ -104,7 +122,7 @@ def _stop_pool(pool: ProcessPoolExecutor) -> None:
         process.terminate()
 
 
-def _initialise(driver: int) -> None:
+def _initialise(driver: int, started: "Synchronized[int]") -> None:
     import signal
 
     import torch
@@ -112,6 +130,12 @@ def _initialise(driver: int) -> None:
     # Ctrl-C reaches the whole process group; the driver alone decides what to do about it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    with started.get_lock():
+        number = started.value
+        started.value += 1
+    if torch.cuda.is_available():
+        # Workers take turns at the GPUs; "cuda" then means this worker's own.
+        torch.cuda.set_device(number % torch.cuda.device_count())
     threading.Thread(target=_die_with, args=(driver,), daemon=True).start()
 
 

@@ -40,6 +40,15 @@ class PlannedCell(NamedTuple):
     updates: int
 
 
+class GradientSettings(Spec):
+    """Bias and variance of the gradient, in every lineage and level of a sweep.
+
+    episodes: numbers of episodes that a gradient averages over.
+    """
+
+    episodes: tuple[PositiveInt, ...] = Field(min_length=1)
+
+
 class SweepSpec(Spec):
     """A sweep as a user writes it.
 
@@ -54,10 +63,11 @@ class SweepSpec(Spec):
         has the replay ratio that follows from its settings.
     grid: per baseline, tables of learning_rate and settings, each a list of values; a table stands for every
         combination of its values. Overrides `tuned`.
-    resources: what a run asks for on a cluster; no part of the run's id.
+    resources: what a run asks for; no part of the run's id.
+    gradients: under the logged protocol, what is measured of the gradients on the logs once all runs have ended.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("budgets", "buffered", "regimes", "resources")
+    later: ClassVar[tuple[str, ...]] = ("budgets", "buffered", "regimes", "resources", "gradients")
     name: str
     description: str = ""
     datasets: tuple[str, ...] = Field(min_length=1)
@@ -77,14 +87,18 @@ class SweepSpec(Spec):
     buffered: BufferedSettings | None = None
     regimes: dict[str, dict[str, Any]] = {}
     resources: Resources = Resources()
+    gradients: GradientSettings | None = None
 
     @model_validator(mode="after")
     def _has_cells(self) -> Self:
         if self.buffered is None:
             if not self.levels or bool(self.replay_ratios) == bool(self.budgets) or self.regimes:
                 raise ValueError("the logged protocol needs levels and either replay_ratios or budgets, and no regimes")
-        elif not self.regimes or self.levels or self.replay_ratios or self.budgets:
-            raise ValueError("the buffered protocol needs regimes; levels and replay_ratios follow from them")
+        elif not self.regimes or self.levels or self.replay_ratios or self.budgets or self.gradients:
+            raise ValueError(
+                "the buffered protocol needs regimes; levels and replay_ratios follow from them, and there are no logs "
+                "to measure gradients on"
+            )
         for regime in self.regimes:
             self.regime(regime)
         return self

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from replaybench.errors import ConfigError, unknown_name
 from replaybench.paths import RECIPES_DIR
-from replaybench.spec import AdvantageSettings, Spec, validate
+from replaybench.spec import AdvantageSettings, Resources, Spec, validate
 from replaybench.store.files import read_text
 
 Range = tuple[float, float]
@@ -101,9 +101,10 @@ class Recipe(Spec):
     reinforcement: Without it the warm start is the start policy, and all that is logged are episodes of its own and of
         the clones on the way to it.
     device: Where lineages grow: `cpu`, or `auto` for CUDA where there is one.
+    resources: What growing one asks for.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("device",)
+    later: ClassVar[tuple[str, ...]] = ("device", "resources")
     name: str
     description: str
     suite: str
@@ -120,6 +121,7 @@ class Recipe(Spec):
     formats: tuple[str, ...] = ("hdf5", "arrow")
     episodes_per_shard: PositiveInt = 200
     device: Literal["cpu", "auto"] = "cpu"
+    resources: Resources = Resources()
 
     @model_validator(mode="after")
     def _levels_are_complete(self) -> Self:
@@ -141,8 +143,8 @@ class Recipe(Spec):
         return sum(level.lag_updates == (0, 0) for level in self.levels.values())
 
     def digest(self) -> str:
-        """Returns the sha256 of the recipe's values; formats and description do not change it."""
-        values = self.model_dump_json(exclude={"description", "formats"})
+        """Returns the sha256 of the recipe's values; formats, resources and description do not change it."""
+        values = self.model_dump_json(exclude={"description", "formats", "resources"})
         return hashlib.sha256(values.encode()).hexdigest()
 
 

@@ -183,7 +183,10 @@ class EvaluateSettings(Spec):
 
 
 class Resources(Spec):
-    """What a run asks of a Ray cluster's node; parts of a GPU share it."""
+    """What a run, or the making of a lineage, asks for; parts of a GPU share it.
+
+    num_cpus: Of a Ray cluster's node. num_gpus: Of a node, or of this machine, whose GPUs limit the workers.
+    """
 
     num_cpus: PositiveFloat = 1
     num_gpus: NonNegativeFloat = 0

@@ -12,7 +12,7 @@ from replaybench.buffered import train_buffered
 from replaybench.collect import make_lineage, write_collected
 from replaybench.diagnostics import Stopwatch
 from replaybench.errors import DataError, RunFailed
-from replaybench.executor import Done, Job, run_jobs, this_place
+from replaybench.executor import Done, Job, fitting_workers, run_jobs, this_place
 from replaybench.executor_ray import Arrival, Cluster, run_jobs_ray
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
 from replaybench.provenance import checkout_commit, host_facts, versions
@@ -79,7 +79,9 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
     failures = []
     if jobs:
         listen(Progress("logs", 0, len(jobs)))
-    for number, done in enumerate(run_jobs(_make_lineage_job, jobs, workers), start=1):
+    gpus_each = max((source.recipe.resources.num_gpus for source in sources if source.recipe is not None), default=0)
+    ended = run_jobs(_make_lineage_job, jobs, fitting_workers(workers, gpus_each))
+    for number, done in enumerate(ended, start=1):
         reason = done.error[0] if done.error else None
         listen(Progress("logs", number, len(jobs), done.job.name, error=reason))
         if reason:

@@ -10,8 +10,9 @@ import polars as pl
 from replaybench.analysis.relative_error import relative_errors
 from replaybench.baseline import config_record, load_baseline
 from replaybench.errors import ConfigError, RunFailed, unknown_name
-from replaybench.executor import Job, run_jobs
+from replaybench.executor import Job, fitting_workers, run_jobs
 from replaybench.gradient_study import SCHEMA, StudySettings, gradient_study
+from replaybench.plan import SweepSpec
 from replaybench.record import SweepFolder
 from replaybench.results import Sweep, read_sweep
 from replaybench.spec import RunSpec, TrainSettings
@@ -26,6 +27,12 @@ MAX_LISTED = 5
 def gradients_path(folder: SweepFolder, *, along_knob: bool) -> Path:
     """Returns the file of a sweep's measured gradients, with the columns of `gradient_study.SCHEMA`."""
     return folder.path / ("gradients-along-knobs.parquet" if along_knob else "gradients.parquet")
+
+
+def measure_due_gradients(folder: SweepFolder, spec: SweepSpec, workers: int, listen: Listener) -> None:
+    """Measures what the sweep asks for and what is not in its folder yet."""
+    if spec.gradients is not None and not gradients_path(folder, along_knob=False).exists():
+        measure_gradients(folder, spec.gradients.episodes, None, along_knob=False, workers=workers, listen=listen)
 
 
 def measure_gradients(
@@ -48,10 +55,12 @@ def measure_gradients(
         ConfigError: The sweep has no such lineage, or does not train on logs.
         RunFailed: A log could not be measured; nothing is written.
     """
-    jobs = _jobs(read_sweep(folder), ns, lineages, along_knob)
+    sweep = read_sweep(folder)
+    jobs = _jobs(sweep, ns, lineages, along_knob)
     parts, failures = [], []
     listen(Progress("gradients", 0, len(jobs)))
-    for number, done in enumerate(run_jobs(_measure_job, jobs, workers), start=1):
+    ended = run_jobs(_measure_job, jobs, fitting_workers(workers, sweep.spec.resources.num_gpus))
+    for number, done in enumerate(ended, start=1):
         reason = done.error[0] if done.error else None
         listen(Progress("gradients", number, len(jobs), done.job.name, error=reason))
         if reason:

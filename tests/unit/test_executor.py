@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from replaybench.errors import DataError, DiskError
-from replaybench.executor import MAX_DEATHS, Done, Job, run_jobs
+from replaybench.executor import MAX_DEATHS, Done, Job, fitting_workers, run_jobs
 
 ORPHAN_LIMIT_S = 5.0
 
@@ -53,6 +53,14 @@ def ended(*payloads: str, workers: int = 2) -> dict[str, Done]:
 def test_no_jobs_start_no_workers() -> None:
     """Nothing to do yields nothing."""
     assert list(run_jobs(work, [], 2)) == []
+
+
+@pytest.mark.parametrize(("gpus", "gpus_each", "expected"), [(0, 1, 8), (2, 0, 8), (2, 1, 2), (1, 0.25, 4), (1, 2, 1)])
+def test_gpus_limit_the_workers(monkeypatch: pytest.MonkeyPatch, gpus: int, gpus_each: float, expected: int) -> None:
+    """Eight workers are asked for; without GPUs, or where a job asks for none, there are eight."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert fitting_workers(8, gpus_each) == expected
 
 
 @pytest.mark.slow

@@ -287,7 +287,7 @@ def test_an_adapter_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> 
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
-    """Wrong size or layout of pixels, prompts of another batch, an empty prompt, proprio without a projector.
+    """Wrong size or layout of pixels, prompts of another batch, an empty prompt, proprio of another size or unasked.
 
     The sequence that is too long: 2000 ids, 29871, 16 patches, 56 placeholders and the stop token.
     """
@@ -300,6 +300,8 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         model.action_logits(pixels(), PROMPT, torch.zeros(1, 4))
     with pytest.raises(ContractError, match="no proprio projector"):
         model.action_logits(pixels(), PROMPT, None, torch.zeros(1, 8))
+    with pytest.raises(ContractError, match=r"proprio has shape \(1, 7\), expected \(1, 8\)"):
+        tiny(use_proprio=True).action_logits(pixels(), PROMPT, None, torch.zeros(1, 7))
     with pytest.raises(ContractError, match="has no value head"):
         model.value(pixels(), PROMPT)
     with pytest.raises(ContractError, match="The sequence has 2074 tokens, the model takes 2048"):

@@ -287,6 +287,7 @@ def test_a_policy_unnormalises_by_its_data_set(checkpoint: Path) -> None:
         ({"config": "tiny", "dtype": "float16"}, "Unknown dtype"),
         ({"config": "tiny", "temperature": 0.0}, "must be positive"),
         ({"config": "tiny", "overrides": {"value_outputs": 8}}, "a policy has one value"),
+        ({"config": "tiny", "overrides": {"use_proprio": True}}, "trained on images alone"),
         ({"config": "tiny", "train": {"top_layers": 9}}, "the model has 4 layers"),
         ({"config": "tiny", "train": {"top_layers": 1, "scope": "all"}}, "leave one out"),
         ({"config": "tiny", "train": {"targets": ["nothing"]}}, "LoRA targets"),

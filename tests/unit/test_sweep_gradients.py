@@ -9,14 +9,14 @@ import pytest
 from replaybench.baseline import load_baseline
 from replaybench.errors import ConfigError, RunFailed
 from replaybench.gradient_study import StudySettings, gradient_study
-from replaybench.plan import SweepSpec, sources
+from replaybench.plan import GradientSettings, SweepSpec, sources
 from replaybench.record import SweepFolder
 from replaybench.report.figures import draw_one
 from replaybench.report.gradients import gradient_words
 from replaybench.report.material import gather
 from replaybench.store import open_log
 from replaybench.sweep import claim, run_sweep
-from replaybench.sweep_gradients import gradients_path, measure_gradients
+from replaybench.sweep_gradients import gradients_path, measure_due_gradients, measure_gradients
 
 ToySweep = Callable[..., SweepSpec]
 NS = (1, 8)
@@ -68,6 +68,20 @@ def test_the_report_shows_them_once_they_are_measured(toy_sweep: ToySweep, toy_d
     assert one.startswith("Averages of 1 episode: not moving has less error than ")
     # On fresh logs both corrections are the same.
     assert "They differ from each other on 1 of 2 pairs of data set and level" in eight
+
+
+def test_a_sweep_that_asks_for_them_gets_them_once(toy_sweep: ToySweep, toy_data: Path, tmp_path: Path) -> None:
+    """With the numbers of episodes that it names; what has been measured stays, and other sweeps measure nothing."""
+    spec = toy_sweep(gradients=GradientSettings(episodes=NS))
+    folder = claimed(spec, toy_data, tmp_path / "out")
+    path = gradients_path(folder, along_knob=False)
+    measure_due_gradients(folder, toy_sweep(), 1, lambda _: None)
+    assert not path.exists()
+    measure_due_gradients(folder, spec, 1, lambda _: None)
+    assert set(pl.read_parquet(path)["n"]) == set(NS)
+    announced: list[object] = []
+    measure_due_gradients(folder, spec, 1, announced.append)
+    assert not announced
 
 
 def test_a_lineage_that_the_sweep_lacks_is_refused(toy_sweep: ToySweep, toy_data: Path, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def sweep_run(
     from replaybench.progress import listening
     from replaybench.record import SweepFolder
     from replaybench.sweep import claim, due_runs, make_data, renew_unread, run_sweep
+    from replaybench.sweep_gradients import measure_due_gradients
 
     spec = load_sweep(name, tuple(baseline or ()), tuple(dataset or ()))
     runner = _runner(executor, address, worker_count(workers), spec.resources)
@@ -110,6 +111,8 @@ def sweep_run(
         planned = claim(folder, spec, found)
         renew_unread(folder)
         run_sweep(folder, due_runs(folder, planned, only, limit), runner, listen)
+        if not due_runs(folder, planned, None, None):
+            measure_due_gradients(folder, spec, worker_count(workers), listen)
     _finish(folder, planned, report)
 
 
@@ -300,13 +303,14 @@ def _runner(executor: str, address: str | None, workers: int, resources: "Resour
         ConfigError: An address is given without the executor that it is for.
     """
     from replaybench.errors import ConfigError
+    from replaybench.executor import fitting_workers
     from replaybench.executor_ray import Cluster
 
     if executor == "ray":
         return Cluster(address, resources)
     if address is not None:
         raise ConfigError("--address is of a Ray cluster. Add --executor ray, or leave it out.")
-    return workers
+    return fitting_workers(workers, resources.num_gpus)
 
 
 def _finish(folder: "SweepFolder", planned: "list[RunSpec]", build: bool, collect_cost: float | None = None) -> None:

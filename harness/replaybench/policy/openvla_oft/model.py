@@ -279,8 +279,15 @@ class OpenVLAOFT(nn.Module):
             raise ContractError(
                 f"input_ids has shape {tuple(input_ids.shape)}, expected one prompt [{len(pixel_values)}, P] an image."
             )
-        if proprio is not None and self.config.proprio_dim is None:
+        if proprio is None:
+            return
+        if self.config.proprio_dim is None:
             raise ContractError("proprio was given, but this checkpoint has no proprio projector. Leave it out.")
+        if tuple(proprio.shape) != (len(pixel_values), self.config.proprio_dim):
+            raise ContractError(
+                f"proprio has shape {tuple(proprio.shape)}, expected {(len(pixel_values), self.config.proprio_dim)}: "
+                "one row of normalised robot state an observation."
+            )
 
     def _check_length(self, length: int) -> None:
         longest = self.config.text["max_position_embeddings"]

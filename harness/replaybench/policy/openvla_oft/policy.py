@@ -208,7 +208,12 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_sizes(settings: Mapping[str, Any], config: VLAConfig) -> None:
-    """Refuses a suite whose images, action tokens or bins are not the model's."""
+    """Refuses a suite whose observations, action tokens or bins are not the model's."""
+    if config.proprio_dim is not None:
+        raise ConfigError(
+            "This checkpoint reads the robot's own state beside the images (proprio_projector), which logs of images "
+            "lack; without it its actions would be others. Use a checkpoint that was trained on images alone."
+        )
     if config.value_outputs != 1:
         raise ConfigError(f"value_outputs is {config.value_outputs}; a policy has one value. Set it to 1.")
     if settings.get("num_bins", NUM_BINS) != NUM_BINS:
