@@ -7,6 +7,9 @@ from typing import Any
 
 from replaybench.errors import ConfigError, unknown_name
 
+# Extras of this package that bring what a built-in needs.
+EXTRAS = {"transformers": "vla"}
+
 
 def load_object(what: str, name: str, built_in: Mapping[str, str], group: str) -> Any:
     """Returns the object called `name`: built in, an entry point of `group`, or given as `module:attribute`."""
@@ -18,4 +21,6 @@ def load_object(what: str, name: str, built_in: Mapping[str, str], group: str) -
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"Cannot load {what} '{name}' from '{target}': {error}") from error
+        extra = EXTRAS.get(getattr(error, "name", None) or "")
+        advice = f". Run `pip install 'replaybench[{extra}]'`." if extra else ""
+        raise ConfigError(f"Cannot load {what} '{name}' from '{target}': {error}{advice}") from error

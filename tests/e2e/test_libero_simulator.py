@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from replaybench.errors import ConfigError
+from replaybench.policy.openvla_oft.processing import centre_crop, resize_lanczos
 from replaybench.suites import make_suite, rendering
 from replaybench.suites.chunks import ChunkedEnvironment
 
@@ -73,6 +74,16 @@ def test_an_image_shows_what_it_should(environment: ChunkedEnvironment) -> None:
     assert table[0] > table[2] + 20
     assert abs(wall[0] - wall[2]) < 10
     assert np.abs(image[..., :3] - image[..., 3:]).mean() > 20
+
+
+def test_images_are_scaled_and_cropped_as_checkpoints_saw_them(environment: ChunkedEnvironment) -> None:
+    """Rendered at 64 pixels, mirrored, scaled to 56 and cropped to the middle .9 of the area: the steps one by one."""
+    settings = {"resolution": 56, "rendered_resolution": 64, "crop": 0.9**0.5, "mirror": True}
+    suite = make_suite("libero", settings)
+    assert suite.policy_settings(TASK)["observation_shape"] == [56, 56, 6]
+    plain = environment.reset((0, 0), RNG)
+    expected = centre_crop(resize_lanczos(plain[:, ::-1], 56), area=0.9)
+    np.testing.assert_array_equal(suite.make(TASK).reset((0, 0), RNG), expected)
 
 
 def test_episodes_do_not_depend_on_those_before(environment: ChunkedEnvironment) -> None:

