@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from replaybench.errors import DataError
+from replaybench.episode import Episode
+from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.recipe import load_recipe, recipe_paths
-from replaybench.store import read_card
+from replaybench.store import open_log, read_card
 from replaybench.store.card import FILE_NAME
 
 SHOWN = (
@@ -34,6 +35,24 @@ def log_folders(data: Path, name: str) -> list[Path]:
             load_recipe(name)
         raise DataError(f"{folder}: holds no complete lineage. Make one with `replaybench data make {name}`.")
     return found
+
+
+def find_episode(data: Path, name: str, lineage: int, level: str, number: int) -> Episode:
+    """Returns one episode of a data set, counted from 0 in the order in which its level was logged.
+
+    Raises:
+        ConfigError: There is no such lineage, level or episode.
+        DataError: The log is damaged.
+    """
+    folders = {folder.name: folder for folder in log_folders(data, name)}
+    wanted = f"lineage-{lineage:03d}"
+    if wanted not in folders:
+        raise unknown_name(f"lineage of '{name}':", wanted, folders)
+    log = open_log(folders[wanted])
+    episodes = log.episodes(level, log.card.shards[0].format, with_mu_logits=False)
+    if number >= len(episodes):
+        raise ConfigError(f"{log.folder}: level '{level}' has episodes 0 to {len(episodes) - 1}, not {number}.")
+    return episodes[number]
 
 
 def list_data(data: Path) -> list[dict[str, Any]]:

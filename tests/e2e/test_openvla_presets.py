@@ -116,6 +116,8 @@ def run_short(cli: Cli, folder: Path, recipe: str, level: str = "clone") -> dict
     assert set(pl.read_parquet(folder / "out" / "gradients.parquet")["baseline"]) == {"zero", "ppo_clip", "gipo"}
     assert "6-gradients" in (folder / "out" / "report" / "index.html").read_text(encoding="utf-8")
     assert cli("data", "verify", "short", "--data", "data").returncode == 0
+    assert cli("data", "show", "short", "--data", "data", "--level", level).stdout == "episode.png\n"
+    assert (folder / "episode.png").read_bytes().startswith(b"\x89PNG")
     levels = json.loads(cli("data", "info", "short", "--data", "data", "--json").stdout)
     return {row["level"]: row["kl"] for row in levels}
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from replaybench.errors import ConfigError, DataError
-from replaybench.inventory import describe_data, list_data, log_folders
+from replaybench.inventory import describe_data, find_episode, list_data, log_folders
 from replaybench.recipe import recipe_paths
+from replaybench.store import open_log
 
 
 def test_the_complete_lineages_of_a_data_set_are_found_by_name_and_by_folder(toy_data: Path) -> None:
@@ -43,3 +44,16 @@ def test_each_level_of_each_lineage_is_described(toy_data: Path) -> None:
     places = [(row["lineage"], row["level"], row["lag_updates"], row["branch_updates"]) for row in rows]
     assert places == [(n, level, lag, None) for n in (0, 1) for level, lag in (("fresh", 0), ("stale", 40))]
     assert all(row["success"] is None for row in rows)
+
+
+def test_an_episode_is_found_by_lineage_level_and_number(toy_data: Path) -> None:
+    """The same that the log returns; what there is not is refused with what there is."""
+    expected = open_log(toy_data / "toy" / "lineage-001").episodes("stale")
+    found = find_episode(toy_data, "toy", 1, "stale", 2)
+    assert found.episode_id == expected[2].episode_id
+    with pytest.raises(ConfigError, match=r"lineage-002.*Known: lineage-000, lineage-001"):
+        find_episode(toy_data, "toy", 2, "stale", 0)
+    with pytest.raises(ConfigError, match="Did you mean 'stale'"):
+        find_episode(toy_data, "toy", 1, "stele", 0)
+    with pytest.raises(ConfigError, match=f"has episodes 0 to {len(expected) - 1}, not 999"):
+        find_episode(toy_data, "toy", 1, "stale", 999)

@@ -10,7 +10,8 @@ import pytest
 from store_episodes import assert_same, make_card, make_episode, weights
 
 from replaybench.episode import Episode
-from replaybench.errors import DataError
+from replaybench.errors import ConfigError, DataError
+from replaybench.plots import contact_sheet
 from replaybench.rollout import Acting, Labels, goal_plans, rollout
 from replaybench.store import FORMATS, LevelCard, ShardWriter, open_log, verify
 from replaybench.store.layout import episode_digest
@@ -63,6 +64,21 @@ def test_a_log_of_images_is_verified(tmp_path: Path) -> None:
     shard.write_bytes(content)
     with pytest.raises(DataError, match="fresh-00000.h5"):
         verify(tmp_path)
+
+
+def test_the_sheet_of_an_episode_shows_every_image_in_its_place(tmp_path: Path) -> None:
+    """Ten images of two cameras in blocks of eight: each panel holds the pixels of its decision and camera."""
+    rewards = np.array([0.0] * 8 + [1.0], dtype=np.float32)
+    episode = replace(camera_episode("d", 9), reward=rewards, success=True)
+    panels = np.array(contact_sheet(episode, "a title").axes).reshape(4, 8)
+    for step, camera in ((0, 0), (7, 1), (8, 0), (9, 1)):
+        shown = panels[step // 8 * 2 + camera, step % 8].get_images()[0].get_array()
+        np.testing.assert_array_equal(shown, episode.observations[step, ..., 3 * camera : 3 * camera + 3])
+    assert panels[2, 0].get_title() == "8"
+    assert panels[2, 1].get_title() == "9  reward +1  success"
+    assert not panels[3, 2].get_images()
+    with pytest.raises(ConfigError, match="no images"):
+        contact_sheet(make_episode("states", 2), "a title")
 
 
 def test_plain_libraries_find_the_images(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`replaybench data`: logs of trajectories."""
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,9 +16,6 @@ from replaybench.cli.terminal import (
     whole_numbers,
     worker_count,
 )
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and describe logs of trajectories.")
 
@@ -81,3 +79,33 @@ def data_verify(name: str, data: DataDir = DATA_DIR, as_json: AsJson = False) ->
     ]
     emit(rows, as_json, f"Files of {name} that match their cards")
     hint(f"Next: every file is sound; replaybench data info {name}")
+
+
+@app.command("show")
+def data_show(
+    name: str,
+    level: Annotated[str, typer.Option(help="Freshness level.")] = "fresh",
+    lineage: Annotated[int, typer.Option(min=0)] = 0,
+    episode: Annotated[int, typer.Option(min=0, help="Number of the episode in its level.")] = 0,
+    to: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("episode.png"),
+    data: DataDir = DATA_DIR,
+) -> None:
+    """Draw the images of one logged episode, as the policy saw them.
+
+    Example: replaybench data show openvla-tiny-libero --level clone --episode 3
+    """
+    from replaybench.inventory import find_episode
+    from replaybench.plots import contact_sheet, theme
+    from replaybench.store import atomic_write
+
+    found = find_episode(data, name, lineage, level, episode)
+    outcome = "success" if found.success else "no success"
+    title = (
+        f"{name}, lineage {lineage}, level {level}, episode {found.episode_id}: {found.instruction}. "
+        f"Policy version {found.behaviour_version}, {found.num_steps} decisions, {outcome}"
+    )
+    with theme():
+        sheet = contact_sheet(found, title)
+        with atomic_write(to) as temporary:
+            sheet.savefig(temporary, format="png", dpi=120)
+    print(to)

@@ -4,6 +4,7 @@ Colour and marker = baseline, the same in all figures; x = freshness or updates;
 lineages; small dots = lineages. Tables carry a column `kind`: "mean" rows have the interval, "lineage" rows are dots.
 """
 
+from replaybench.plots.episode import contact_sheet
 from replaybench.plots.levels import dataset_handles, level_measure
 from replaybench.plots.render import Rendered, colour_css, inline_svg, render, renderers
 from replaybench.plots.style import (
@@ -59,6 +60,7 @@ __all__ = [
     "by_bucket",
     "colour_css",
     "concentration",
+    "contact_sheet",
     "dataset_handles",
     "difference_forest",
     "distances",
