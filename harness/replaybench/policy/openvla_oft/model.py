@@ -73,6 +73,7 @@ class OpenVLAOFT(nn.Module):
         config: VLAConfig | Mapping[str, Any] | str,
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> "OpenVLAOFT":
         """Builds the model without a checkpoint.
 
@@ -80,10 +81,14 @@ class OpenVLAOFT(nn.Module):
             config: A published name such as `openvla-7b`, the content of a config.json, or a VLAConfig.
             device: On `meta` the parameters have names and shapes alone.
             generator: Source of the weights; needed on every other device.
+            dtype: Of the weights.
         """
         config = config if isinstance(config, VLAConfig) else read_config(config)
         with torch.device("meta"):
             model = cls(config)
+        for parameter in model.parameters():
+            # Not model.to(), which would round the rotary frequencies too.
+            parameter.data = parameter.data.to(dtype)
         if torch.device(device).type != "meta":
             if generator is None:
                 raise ConfigError("from_config: weights are drawn at random; pass the generator to draw them from.")

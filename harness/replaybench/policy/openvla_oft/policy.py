@@ -85,10 +85,7 @@ class OpenVLAOFTPolicy(nn.Module):
             )
             tokenizer = load_tokenizer(checkpoint)
         else:
-            self.model = OpenVLAOFT.from_config(NAMED[str(config)] | fields, "cpu", generator)
-            for parameter in self.model.parameters():
-                # Not model.to(), which would round the rotary frequencies too.
-                parameter.data = parameter.data.to(DTYPES[dtype])
+            self.model = OpenVLAOFT.from_config(NAMED[str(config)] | fields, "cpu", generator, DTYPES[dtype])
             tokenizer = ByteTokenizer()
         _check_sizes(self.settings, self.model.config)
         if unnorm_key is not None:
