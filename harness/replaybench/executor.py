@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_DEATHS = 3
 ORPHAN_CHECK_S = 1.0
+MEANWHILE_S = 2.0
 # Threads of numerical libraries are fixed before they load: two pools of threads on one core are slower than one.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
@@ -69,8 +70,10 @@ def fitting_workers(workers: int, gpus_each: float) -> int:
     return min(workers, max(1, int(torch.cuda.device_count() / gpus_each)))
 
 
-def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
-    """Yields every job as it ends, in the order of ending.
+def run_jobs(
+    work: Work, jobs: Sequence[Job], workers: int, meanwhile: Callable[[], None] = lambda: None
+) -> Iterator[Done]:
+    """Yields every job as it ends, in the order of ending; calls `meanwhile` now and then.
 
     A worker that dies takes the running jobs with it. They are then run one at a time, so that only the one that kills
     its worker is charged with it; that one is given up after three deaths.
@@ -90,7 +93,8 @@ def run_jobs(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Done]:
                     # Taken off the list once it is submitted: a pool that has just broken refuses it.
                     running[pool.submit(guarded, work, queue[-1].payload)] = queue[-1]
                     queue.pop()
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                finished, _ = wait(running, MEANWHILE_S, return_when=FIRST_COMPLETED)
+                meanwhile()
                 # Results first, so that the death of one worker does not throw away what another has finished.
                 for future in sorted(finished, key=lambda future: future.exception() is not None):
                     result, error = future.result()

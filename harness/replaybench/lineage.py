@@ -140,6 +140,7 @@ class Breeder:
         for version in self._reinforce(policy, warm_start.version, learning_rate, "main", learning_rate):
             checkpoints.append(Checkpoint(version, _weights(policy)))
             updates = version - warm_start.version
+            self.report(f"{self.where}: {updates} updates at {learning_rate:g}")
             # Checked only where it could end: a check costs as much as two iterations of learning.
             if updates >= rules.min_updates and len(checkpoints) % rules.check_every == 0:
                 success = self.success(policy, rules.check_episodes)
@@ -211,8 +212,11 @@ class Breeder:
                 clones.append(Checkpoint(update, _weights(policy)))
             if update % rules.check_every == 0 and update >= rules.min_updates:
                 success = self.success(policy, rules.check_episodes)
+                self.report(f"{self.where}: cloned for {update} updates, success {success:.2f}")
                 if success >= rules.success[0]:
                     break
+            elif update % rules.check_every == 0:
+                self.report(f"{self.where}: cloned for {update} updates")
         return clones, success
 
     def _demonstrations(self, count: int) -> tuple[Tensor, Tensor]:
@@ -221,6 +225,7 @@ class Breeder:
         goal_seed = self.recipe.first_train_goal_seed + self.lineage
         environment = self.world.environments[0]
         for i in range(count):
+            self.report(f"{self.where}: demonstration {i + 1} of {count}")
             rng = numpy_generator(*self.stream("demonstrate", i))
             observation = environment.reset((goal_seed, i % self.world.suite.num_goals), rng)
             for _ in range(self.recipe.max_steps):

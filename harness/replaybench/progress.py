@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from replaybench.sweep import Listener, Progress
 
 LINES_A_STAGE = 20
+# After so long without a line, one says what is being done.
+SILENCE_S = 30.0
 
 
 @contextmanager
@@ -49,19 +51,28 @@ def _live_bar() -> "Iterator[Listener]":
 
 
 class _PlainLines:
-    """Prints about twenty lines a stage, and every failure."""
+    """Prints about twenty lines a stage, every failure, and what is being done where a stage is silent for long."""
 
     def __init__(self) -> None:
         self.notes = _Notes()
+        self.last_line = time.monotonic()
 
     def __call__(self, update: "Progress") -> None:
         note = self.notes.after(update)
+        if update.doing:
+            if time.monotonic() - self.last_line >= SILENCE_S:
+                self._print(f"{update.stage}: {update.doing}")
+            return
         if update.error:
-            print(f"failed: {update.latest}: {update.error}", file=sys.stderr, flush=True)
+            self._print(f"failed: {update.latest}: {update.error}")
         every = max(1, update.total // LINES_A_STAGE)
         if update.done % every == 0 or update.done == update.total:
             line = f"{update.stage}: {update.done}/{update.total} done"
-            print(f"{line}, {note}" if note else line, file=sys.stderr, flush=True)
+            self._print(f"{line}, {note}" if note else line)
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self.last_line = time.monotonic()
 
 
 class _Notes:
@@ -78,7 +89,7 @@ class _Notes:
         if update.success is not None:
             self.total += update.success
             self.count += 1
-        parts = []
+        parts = [update.doing] if update.doing else []
         if 0 < update.done < update.total:
             left = (now - started) / update.done * (update.total - update.done)
             parts.append(f"ETA {left / 60:.1f} min")

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ Listener = Callable[["Progress"], None]
 class Progress(NamedTuple):
     """How far a stage is. `latest` names the job that just ended, if one has; `success` is its result, if it has one.
 
-    A stage announces itself with nothing done.
+    A stage announces itself with nothing done. `doing`: what a job that is still running does.
     """
 
     stage: str
@@ -38,6 +39,7 @@ class Progress(NamedTuple):
     latest: str = ""
     success: float | None = None
     error: str | None = None
+    doing: str = ""
 
 
 class Outcome(NamedTuple):
@@ -57,7 +59,7 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
         DataError: A log folder is missing or belongs to another recipe.
         RunFailed: A lineage could not be made; the others are kept.
     """
-    jobs = []
+    jobs, notes = [], []
     for lineage in lineages:
         for source in sources:
             folder = lineage_folder(source.folder, lineage)
@@ -76,14 +78,25 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
                     "command": command,
                 }
                 jobs.append(Job(f"{source.name} lineage {lineage}", json.dumps(payload)))
-    failures = []
+                notes.append(_note_path(Path(folder)))
+    failures, done_so_far = [], 0
+    told: dict[Path, str] = {}
+
+    def tell() -> None:
+        for path in notes:
+            with suppress(FileNotFoundError):
+                line = path.read_text(encoding="utf-8")
+                if line and line != told.get(path):
+                    told[path] = line
+                    listen(Progress("logs", done_so_far, len(jobs), doing=line))
+
     if jobs:
         listen(Progress("logs", 0, len(jobs)))
     gpus_each = max((source.recipe.resources.num_gpus for source in sources if source.recipe is not None), default=0)
-    ended = run_jobs(_make_lineage_job, jobs, fitting_workers(workers, gpus_each))
-    for number, done in enumerate(ended, start=1):
+    for done in run_jobs(_make_lineage_job, jobs, fitting_workers(workers, gpus_each), tell):
+        done_so_far += 1
         reason = done.error[0] if done.error else None
-        listen(Progress("logs", number, len(jobs), done.job.name, error=reason))
+        listen(Progress("logs", done_so_far, len(jobs), done.job.name, error=reason))
         if reason:
             failures.append(reason)
     if failures:
@@ -109,8 +122,23 @@ def _make_lineage_job(payload: str) -> str:
         else:
             # Without a card these are the remains of an interrupted attempt.
             shutil.rmtree(folder, ignore_errors=True)
-            make_lineage(recipe, job["lineage"], folder, job["command"], lambda line: None)
+            note = _note_path(folder)
+            try:
+                make_lineage(recipe, job["lineage"], folder, job["command"], lambda line: _write_note(note, line))
+            finally:
+                note.unlink(missing_ok=True)
     return ""
+
+
+def _note_path(folder: Path) -> Path:
+    """Returns the file in which the making of a lineage says what it does."""
+    return folder.with_name(f".{folder.name}.doing")
+
+
+def _write_note(path: Path, line: str) -> None:
+    # A disk that is full is met by the log itself.
+    with suppress(OSError):
+        path.write_text(line, encoding="utf-8")
 
 
 def claim(folder: SweepFolder, spec: SweepSpec, found: list[Source]) -> list[RunSpec]:

@@ -43,3 +43,12 @@ def test_a_failure_is_printed_at_once_and_leaves_the_mean_alone(capsys: pytest.C
         "failed: a: ZeroDivisionError: x",
         "runs: 100/100 done, mean success 1.00",
     ]
+
+
+def test_a_long_silence_is_broken_by_what_is_being_done(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not within 30 s of the line before; a bar shows it at once."""
+    with listening() as listen:
+        listen(Progress("logs", 0, 2))
+        for clock[0] in (110.0, 135.0, 140.0):
+            listen(Progress("logs", 0, 2, doing=f"at {clock[0]:g}"))
+    assert capsys.readouterr().err.splitlines() == ["logs: 0/2 done", "logs: at 135"]

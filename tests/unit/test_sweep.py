@@ -145,8 +145,14 @@ def test_data_made_elsewhere_must_be_complete(toy_sweep: ToySweep, toy_data: Pat
 
 
 @pytest.mark.slow
-def test_missing_lineages_are_made_and_complete_ones_left_alone(tmp_path: Path) -> None:
-    """Remains of an interrupted attempt are replaced; a second call makes nothing; another recipe is refused."""
+def test_missing_lineages_are_made_and_complete_ones_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Remains of an interrupted attempt are replaced; a second call makes nothing; another recipe is refused.
+
+    Meanwhile the lineage tells what it does.
+    """
+    monkeypatch.setattr("replaybench.executor.MEANWHILE_S", 0.02)
     recipe = load_recipe("gridworld-5x5")
     source = Source(recipe.name, tmp_path / recipe.name, recipe)
     remains = tmp_path / recipe.name / "lineage-000" / "arrow" / "fresh-00000.arrow"
@@ -154,16 +160,21 @@ def test_missing_lineages_are_made_and_complete_ones_left_alone(tmp_path: Path) 
     remains.write_text("half a shard")
     heard: list[Progress] = []
     make_data([source], [0], 1, "a command", heard.append)
-    assert [(item.stage, item.done, item.total, item.error) for item in heard] == [
+    assert [(item.stage, item.done, item.total, item.error) for item in heard if not item.doing] == [
         ("logs", 0, 1, None),
         ("logs", 1, 1, None),
     ]
+    doing = [item.doing for item in heard if item.doing]
+    assert doing
+    assert all(line.startswith("dataset 'gridworld-5x5', lineage 0: ") for line in doing)
+    assert not list(tmp_path.rglob("*.doing"))
+    heard.clear()
     card = remains.parents[1] / "card.toml"
     assert 'command = "a command"' in card.read_text()
     assert "arrow/fresh-00000.arrow" in verify(card.parent)
     written = card.stat().st_mtime_ns
     make_data([source], [0], 1, "another command", heard.append)
-    assert len(heard) == 2
+    assert not heard
     assert card.stat().st_mtime_ns == written
     changed = source._replace(recipe=recipe.model_copy(update={"max_steps": 41}))
     with pytest.raises(DataError, match="another version of recipe 'gridworld-5x5'"):
