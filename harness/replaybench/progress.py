@@ -80,19 +80,19 @@ class _Notes:
 
     def __init__(self) -> None:
         self.started: dict[str, float] = {}
-        self.total, self.count = 0.0, 0
+        self.successes: dict[str, list[float]] = {}
 
     def after(self, update: "Progress") -> str:
         """Returns the note; a stage announces itself with nothing done, from when on its time counts."""
         now = time.monotonic()
         started = self.started.setdefault(update.stage, now)
+        successes = self.successes.setdefault(update.stage, [])
         if update.success is not None:
-            self.total += update.success
-            self.count += 1
+            successes.append(update.success)
         parts = [update.doing] if update.doing else []
         if 0 < update.done < update.total:
             left = (now - started) / update.done * (update.total - update.done)
             parts.append(f"ETA {left / 60:.1f} min")
-        if self.count:
-            parts.append(f"mean success {self.total / self.count:.2f}")
+        if successes:
+            parts.append(f"mean success {sum(successes) / len(successes):.2f}")
         return ", ".join(parts)
