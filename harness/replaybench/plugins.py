@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.metadata
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from replaybench.errors import ConfigError, unknown_name
@@ -24,3 +26,23 @@ def load_object(what: str, name: str, built_in: Mapping[str, str], group: str) -
         extra = EXTRAS.get(getattr(error, "name", None) or "")
         advice = f". Run `pip install 'replaybench[{extra}]'`." if extra else ""
         raise ConfigError(f"Cannot load {what} '{name}' from '{target}': {error}{advice}") from error
+
+
+@contextmanager
+def settings_of(what: str, name: str, factory: Any, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Within it `factory` is called with these settings; says which of them it does not take.
+
+    Raises:
+        ConfigError: Names the setting and the nearest one that there is, or what is missing.
+    """
+    parameters = inspect.signature(factory).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for setting in settings:
+            if setting not in parameters:
+                raise unknown_name(f"setting of {what} '{name}':", setting, parameters)
+    try:
+        yield
+    except TypeError as error:
+        raise ConfigError(
+            f"{what.capitalize()} '{name}' does not take the settings {dict(settings)}: {error}"
+        ) from error

@@ -16,12 +16,14 @@ from replaybench.errors import DataError, RunFailed
 from replaybench.executor import Done, Job, fitting_workers, run_jobs, this_place
 from replaybench.executor_ray import Arrival, Cluster, run_jobs_ray
 from replaybench.plan import Source, SweepSpec, check, lineage_folder, runs
+from replaybench.policy import check_policy
 from replaybench.provenance import checkout_commit, host_facts, versions
 from replaybench.recipe import Recipe
 from replaybench.record import SweepFolder, missing_runs
 from replaybench.spec import RunSpec
 from replaybench.store import has_card, is_url, open_log
 from replaybench.store.files import locked
+from replaybench.suites import make_suite
 from replaybench.train import train
 
 Listener = Callable[["Progress"], None]
@@ -53,13 +55,15 @@ class Outcome(NamedTuple):
 def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, command: str, listen: Listener) -> None:
     """Makes every missing lineage of recipes; folders made elsewhere must be complete.
 
-    A lineage that another process is making is waited for.
+    A lineage that another process is making is waited for. All recipes are checked before the first one is begun.
 
     Raises:
-        DataError: A log folder is missing or belongs to another recipe.
+        ConfigError: A suite or a policy cannot be made with a recipe's settings.
+        DataError: A log folder is missing or belongs to another recipe, or a checkpoint is incomplete.
         RunFailed: A lineage could not be made; the others are kept.
     """
     jobs, notes = [], []
+    to_make: dict[str, Recipe] = {}
     for lineage in lineages:
         for source in sources:
             folder = lineage_folder(source.folder, lineage)
@@ -79,6 +83,9 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
                 }
                 jobs.append(Job(f"{source.name} lineage {lineage}", json.dumps(payload)))
                 notes.append(_note_path(Path(folder)))
+                to_make[source.name] = source.recipe
+    for recipe in to_make.values():
+        _check_settings(recipe)
     failures, done_so_far = [], 0
     told: dict[Path, str] = {}
 
@@ -101,6 +108,14 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
             failures.append(reason)
     if failures:
         raise RunFailed("\n".join(failures))
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """Refuses settings of which the makers of a lineage would find out one after the other, and late."""
+    suite = make_suite(recipe.suite, recipe.suite_settings)
+    settings = suite.policy_settings(recipe.task) | recipe.policy.settings
+    for changed in ({}, recipe.warm_start.policy_settings if recipe.warm_start else {}):
+        check_policy(recipe.policy.kind, settings | changed)
 
 
 def _check_recipe(recipe: Recipe, folder: Path | str) -> None:

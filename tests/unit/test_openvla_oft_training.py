@@ -15,6 +15,7 @@ from torch import Tensor
 from replaybench.errors import ConfigError, ContractError, DataError
 from replaybench.gradients import GradientMeter
 from replaybench.maths.ratios import categorical_entropy, categorical_kl, token_log_prob
+from replaybench.policy import check_policy
 from replaybench.policy import make_policy as make_any_policy
 from replaybench.policy.openvla_oft import OpenVLAOFT
 from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt
@@ -302,9 +303,23 @@ def test_a_policy_unnormalises_by_its_data_set(checkpoint: Path) -> None:
     ],
 )
 def test_settings_that_make_no_policy_are_refused(settings: dict[str, Any], message: str) -> None:
-    """The error says which field and what it may be."""
+    """The error says which field and what it may be, when the policy is made and before."""
     with pytest.raises(ConfigError, match=message):
         OpenVLAOFTPolicy(instruction="push", generator=torch_generator("a"), **settings)
+    with pytest.raises(ConfigError, match=message):
+        check_policy("openvla_oft", {"instruction": "push"} | settings)
+
+
+def test_a_checkpoint_is_checked_without_its_weights(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole one passes, also where no weight could be read; without its weights or with a wrong name it does not."""
+    settings = {"checkpoint": str(checkpoint), "instruction": "push", "train": LORA}
+    monkeypatch.setattr("replaybench.policy.openvla_oft.checkpoint.read_tensors", None)
+    check_policy("openvla_oft", settings)
+    with pytest.raises(ConfigError, match="Did you mean 'instruction'"):
+        check_policy("openvla_oft", settings | {"instructions": "push"})
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="holds neither"):
+        check_policy("openvla_oft", settings)
 
 
 WITHOUT_TRANSFORMERS = """

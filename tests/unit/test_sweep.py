@@ -203,6 +203,18 @@ def test_a_lineage_that_another_sweep_is_making_is_waited_for_and_kept(toy_data:
     assert card_digest(folder) == digest
 
 
+def test_recipes_are_checked_before_the_first_lineage_is_begun(tmp_path: Path) -> None:
+    """The second of two cannot be made: neither is begun."""
+    good = load_recipe("gridworld-5x5")
+    bad = good.model_copy(update={"suite_settings": {"expert_widht": 0.5}})
+    sources = [Source("good", tmp_path / "good", good), Source("bad", tmp_path / "bad", bad)]
+    heard: list[Progress] = []
+    with pytest.raises(ConfigError, match="Did you mean 'expert_width'"):
+        make_data(sources, [0], 1, "none", heard.append)
+    assert not heard
+    assert not (tmp_path / "good").exists()
+
+
 @pytest.mark.slow
 def test_a_lineage_that_cannot_be_made_is_named_and_leaves_no_card(tmp_path: Path) -> None:
     """A recipe whose success band lies out of reach stops with what to change, and nothing looks complete."""

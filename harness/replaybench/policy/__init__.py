@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from replaybench.errors import ConfigError
-from replaybench.plugins import load_object
+from replaybench.plugins import load_object, settings_of
 
 ENTRY_POINT_GROUP = "replaybench.policies"
 BUILT_IN = {
@@ -126,6 +125,27 @@ def priced(
     return factory.costs(settings, run, lineage) if isinstance(factory, PricedPolicy) else None
 
 
+@runtime_checkable
+class CheckedPolicy(Protocol):
+    """A kind of policy that is slow to make, and so can say beforehand that settings make none."""
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None: ...
+
+
+def check_policy(kind: str, settings: Mapping[str, Any]) -> None:
+    """Refuses settings from which a policy of this kind cannot be made, as far as the kind can tell without making it.
+
+    Raises:
+        ConfigError: The kind is unknown or does not take these settings.
+        DataError: A checkpoint is incomplete.
+    """
+    factory = load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP)
+    if isinstance(factory, CheckedPolicy):
+        with settings_of("policy", kind, factory, settings):
+            factory.check(settings)
+
+
 def make_policy(kind: str, settings: Mapping[str, Any], generator: torch.Generator) -> Policy:
     """Builds a policy with weights drawn from `generator`.
 
@@ -136,7 +156,6 @@ def make_policy(kind: str, settings: Mapping[str, Any], generator: torch.Generat
         ConfigError: The kind is unknown or does not take these settings.
     """
     factory = load_object("policy", kind, BUILT_IN, ENTRY_POINT_GROUP)
-    try:
-        return factory(**settings, generator=generator)  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise ConfigError(f"Policy '{kind}' does not take the settings {dict(settings)}: {error}") from error
+    with settings_of("policy", kind, factory, settings):
+        made: Policy = factory(**settings, generator=generator)
+    return made

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from replaybench.plugins import load_object
+from replaybench.plugins import load_object, settings_of
 
 ENTRY_POINT_GROUP = "replaybench.suites"
 BUILT_IN = {
@@ -63,7 +63,12 @@ class Suite(Protocol):
 
 
 def make_suite(kind: str, settings: Mapping[str, Any]) -> Suite:
-    """Builds a suite: a built-in name, an entry point in `replaybench.suites`, or `module:Class`."""
+    """Builds a suite: a built-in name, an entry point in `replaybench.suites`, or `module:Class`.
+
+    Raises:
+        ConfigError: The kind is unknown or does not take these settings.
+    """
     factory = load_object("suite", kind, BUILT_IN, ENTRY_POINT_GROUP)
-    suite: Suite = factory(**settings)
+    with settings_of("suite", kind, factory, settings):
+        suite: Suite = factory(**settings)
     return suite

@@ -83,7 +83,9 @@ class LiberoSuite:
         self._settle_steps = settle_steps
         self._expert_width = expert_width
         self._rendered_resolution, self._mirror = rendered_resolution, mirror
-        self._statistics, self._statistics_key = statistics, statistics_key
+        self._actions: Actions = UniformActions(num_bins)
+        if statistics is not None:
+            self._actions = CheckpointActions(statistics, statistics_key, num_bins)
         self._pictures = None
         if observation == "images":
             self._pictures = Pictures(cameras=tuple(cameras), resolution=resolution, crop=crop, quality=quality)
@@ -105,10 +107,7 @@ class LiberoSuite:
         return {"observation_size": 3 + libero_task(task).num_positions} | sizes
 
     def make(self, task: str) -> ChunkedEnvironment:
-        actions: Actions = UniformActions(self._num_bins)
-        if self._statistics is not None:
-            actions = CheckpointActions(self._statistics, self._statistics_key, self._num_bins)
-        simulator = LiberoSimulator(libero_task(task), actions, self._expert_width, self._settle_steps)
+        simulator = LiberoSimulator(libero_task(task), self._actions, self._expert_width, self._settle_steps)
         return ChunkedEnvironment(simulator, self._chunk_size, self._eyes(simulator))
 
     def _eyes(self, simulator: LiberoSimulator) -> Callable[[], NDArray[Any]]:

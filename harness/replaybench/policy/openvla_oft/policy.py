@@ -7,9 +7,11 @@ Shape letters: B observations, A action tokens, K bins.
 """
 
 import hashlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy import PolicyOutput, Workload
 from replaybench.policy.openvla_oft.actions import Bounds, read_bounds
 from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, read_adapt_settings
-from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig
+from replaybench.policy.openvla_oft.checkpoint import load_config, weight_files
+from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig, read_config
 from replaybench.policy.openvla_oft.cost import SMALLEST, costs, size_of
 from replaybench.policy.openvla_oft.model import OpenVLAOFT, Tokens
 from replaybench.policy.openvla_oft.processing import (
     ByteTokenizer,
+    Tokenizer,
     encode_prompt,
     load_tokenizer,
     pixel_values_from_images,
@@ -76,28 +80,35 @@ class OpenVLAOFTPolicy(nn.Module):
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "generator", "__class__")}
         self.settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        _check_settings(self.settings)
-        fields = {"value_outputs": 1} | dict(overrides or {})
+        described, self._prompt = _describe(self.settings)
         adapt_settings = read_adapt_settings(train or {})
         if checkpoint is not None:
             self.model = OpenVLAOFT.from_pretrained(
-                checkpoint, DTYPES[dtype], adapter=adapter, overrides=fields, generator=generator
+                checkpoint, DTYPES[dtype], adapter=adapter, overrides=_fields(overrides), generator=generator
             )
-            tokenizer = load_tokenizer(checkpoint)
         else:
-            self.model = OpenVLAOFT.from_config(NAMED[str(config)] | fields, "cpu", generator, DTYPES[dtype])
-            tokenizer = ByteTokenizer()
-        _check_sizes(self.settings, self.model.config)
-        if unnorm_key is not None:
-            read_bounds(self.model.config.norm_stats, unnorm_key)
+            self.model = OpenVLAOFT.from_config(described, "cpu", generator, DTYPES[dtype])
         adapt(self.model, adapt_settings, generator)
         self.model.value_head.float()
-        num_images = 1 if observation_shape is None else observation_shape[-1] // 3
-        self._prompt = encode_prompt(instruction, tokenizer, self.model.config, num_images)
         self._frozen = frozen_layers(self.model, adapt_settings)
         self._cache = BoundaryCache(cache_observations) if self._frozen and cache_observations else None
         self._saves_all = checkpoint is None
         self.shares: Shares = SINGLE
+
+    @staticmethod
+    def check(settings: Mapping[str, Any]) -> None:
+        """Refuses settings from which no policy can be made; of a checkpoint it reads what is small, and no weights.
+
+        Raises:
+            ConfigError: A setting is wrong, or the suite's sizes are not the model's.
+            DataError: The checkpoint is incomplete.
+        """
+        given = inspect.signature(OpenVLAOFTPolicy).bind(**settings, generator=None)
+        given.apply_defaults()
+        config, _ = _describe({name: value for name, value in given.arguments.items() if value is not None})
+        if folder := settings.get("checkpoint"):
+            weight_files(Path(folder))
+        adapt(OpenVLAOFT.from_config(config, "meta"), read_adapt_settings(settings.get("train", {})))
 
     @staticmethod
     def costs(settings: Mapping[str, Any], run: Workload, lineage: Workload | None) -> list[dict[str, Any]] | None:
@@ -191,6 +202,28 @@ class OpenVLAOFTPolicy(nn.Module):
         if not self.settings["autocast"]:
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+
+def _fields(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the fields that replace those of the configuration."""
+    return {"value_outputs": 1} | dict(overrides or {})
+
+
+def _describe(settings: Mapping[str, Any]) -> tuple[VLAConfig, list[int]]:
+    """Returns the model's configuration and the tokens of its prompt, having checked all that needs no weights."""
+    _check_settings(settings)
+    fields = _fields(settings.get("overrides"))
+    tokenizer: Tokenizer = ByteTokenizer()
+    if folder := settings.get("checkpoint"):
+        config = load_config(Path(folder), fields)
+        tokenizer = load_tokenizer(folder)
+    else:
+        config = read_config(NAMED[settings["config"]] | fields)
+    _check_sizes(settings, config)
+    if "unnorm_key" in settings:
+        read_bounds(config.norm_stats, settings["unnorm_key"])
+    num_images = settings.get("observation_shape", (0, 0, 3))[-1] // 3
+    return config, encode_prompt(settings["instruction"], tokenizer, config, num_images)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
