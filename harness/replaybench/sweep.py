@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +63,60 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
         DataError: A log folder is missing or belongs to another recipe, or a checkpoint is incomplete.
         RunFailed: A lineage could not be made; the others are kept.
     """
-    jobs, notes = [], []
-    to_make: dict[str, Recipe] = {}
+    missing = _missing_lineages(sources, lineages)
+    for recipe in {place.recipe.name: place.recipe for place in missing}.values():
+        _check_settings(recipe)
+    jobs = [place.job(command) for place in missing]
+    failures, num_done = [], 0
+    told: dict[Path, str] = {}
+
+    def tell() -> None:
+        for place in missing:
+            with suppress(FileNotFoundError):
+                line = place.note.read_text(encoding="utf-8")
+                if line and line != told.get(place.note):
+                    told[place.note] = line
+                    listen(Progress("logs", num_done, len(jobs), doing=line))
+
+    if jobs:
+        listen(Progress("logs", 0, len(jobs)))
+    gpus_each = max((place.recipe.resources.num_gpus for place in missing), default=0)
+    for done in run_jobs(_make_lineage_job, jobs, fitting_workers(workers, gpus_each), tell):
+        num_done += 1
+        reason = done.error[0] if done.error else None
+        listen(Progress("logs", num_done, len(jobs), done.job.name, error=reason))
+        if reason:
+            failures.append(reason)
+    if failures:
+        raise RunFailed("\n".join(failures))
+
+
+class _MissingLineage(NamedTuple):
+    """A lineage that is to be made."""
+
+    recipe: Recipe
+    lineage: int
+    folder: Path
+
+    @property
+    def note(self) -> Path:
+        """The file in which its maker says what it is at."""
+        return self.folder.with_name(f".{self.folder.name}.doing")
+
+    def job(self, command: str) -> Job:
+        """Returns the job that makes it."""
+        payload = {
+            "recipe": self.recipe.model_dump(),
+            "lineage": self.lineage,
+            "folder": str(self.folder),
+            "command": command,
+        }
+        return Job(f"{self.recipe.name} lineage {self.lineage}", json.dumps(payload))
+
+
+def _missing_lineages(sources: Sequence[Source], lineages: Sequence[int]) -> list[_MissingLineage]:
+    """Returns what is to be made, lineage by lineage, and checks that what is there is of its recipe."""
+    missing = []
     for lineage in lineages:
         for source in sources:
             folder = lineage_folder(source.folder, lineage)
@@ -75,39 +128,8 @@ def make_data(sources: Sequence[Source], lineages: Sequence[int], workers: int, 
                     f"{folder}: there is no log of lineage {lineage}. Write it there, or leave the lineage out."
                 )
             else:
-                payload = {
-                    "recipe": source.recipe.model_dump(),
-                    "lineage": lineage,
-                    "folder": str(folder),
-                    "command": command,
-                }
-                jobs.append(Job(f"{source.name} lineage {lineage}", json.dumps(payload)))
-                notes.append(_note_path(Path(folder)))
-                to_make[source.name] = source.recipe
-    for recipe in to_make.values():
-        _check_settings(recipe)
-    failures, done_so_far = [], 0
-    told: dict[Path, str] = {}
-
-    def tell() -> None:
-        for path in notes:
-            with suppress(FileNotFoundError):
-                line = path.read_text(encoding="utf-8")
-                if line and line != told.get(path):
-                    told[path] = line
-                    listen(Progress("logs", done_so_far, len(jobs), doing=line))
-
-    if jobs:
-        listen(Progress("logs", 0, len(jobs)))
-    gpus_each = max((source.recipe.resources.num_gpus for source in sources if source.recipe is not None), default=0)
-    for done in run_jobs(_make_lineage_job, jobs, fitting_workers(workers, gpus_each), tell):
-        done_so_far += 1
-        reason = done.error[0] if done.error else None
-        listen(Progress("logs", done_so_far, len(jobs), done.job.name, error=reason))
-        if reason:
-            failures.append(reason)
-    if failures:
-        raise RunFailed("\n".join(failures))
+                missing.append(_MissingLineage(source.recipe, lineage, Path(folder)))
+    return missing
 
 
 def _check_settings(recipe: Recipe) -> None:
@@ -127,30 +149,24 @@ def _check_recipe(recipe: Recipe, folder: Path | str) -> None:
 
 
 def _make_lineage_job(payload: str) -> str:
+    """Makes one lineage in a worker."""
     job = json.loads(payload)
-    folder = Path(job["folder"])
-    recipe = Recipe.model_validate(job["recipe"])
-    with locked(folder.with_name(f".{folder.name}.lock")):
-        if has_card(folder):
+    place = _MissingLineage(Recipe.model_validate(job["recipe"]), job["lineage"], Path(job["folder"]))
+    with locked(place.folder.with_name(f".{place.folder.name}.lock")):
+        if has_card(place.folder):
             # Another sweep made it while this one waited.
-            _check_recipe(recipe, folder)
+            _check_recipe(place.recipe, place.folder)
         else:
             # Without a card these are the remains of an interrupted attempt.
-            shutil.rmtree(folder, ignore_errors=True)
-            note = _note_path(folder)
+            shutil.rmtree(place.folder, ignore_errors=True)
             try:
-                make_lineage(recipe, job["lineage"], folder, job["command"], lambda line: _write_note(note, line))
+                make_lineage(place.recipe, place.lineage, place.folder, job["command"], partial(_note, place.note))
             finally:
-                note.unlink(missing_ok=True)
+                place.note.unlink(missing_ok=True)
     return ""
 
 
-def _note_path(folder: Path) -> Path:
-    """Returns the file in which the making of a lineage says what it does."""
-    return folder.with_name(f".{folder.name}.doing")
-
-
-def _write_note(path: Path, line: str) -> None:
+def _note(path: Path, line: str) -> None:
     # A disk that is full is met by the log itself.
     with suppress(OSError):
         path.write_text(line, encoding="utf-8")

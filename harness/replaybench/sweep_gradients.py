@@ -12,8 +12,7 @@ from replaybench.baseline import config_record, load_baseline
 from replaybench.errors import ConfigError, RunFailed, unknown_name
 from replaybench.executor import Job, fitting_workers, run_jobs
 from replaybench.gradient_study import SCHEMA, StudySettings, gradient_study
-from replaybench.plan import SweepSpec
-from replaybench.record import SweepFolder
+from replaybench.record import SweepFolder, missing_runs
 from replaybench.results import Sweep, read_sweep
 from replaybench.spec import RunSpec, TrainSettings
 from replaybench.store import atomic_write, open_log
@@ -29,10 +28,13 @@ def gradients_path(folder: SweepFolder, *, along_knob: bool) -> Path:
     return folder.path / ("gradients-along-knobs.parquet" if along_knob else "gradients.parquet")
 
 
-def measure_due_gradients(folder: SweepFolder, spec: SweepSpec, workers: int, listen: Listener) -> None:
-    """Measures what the sweep asks for and what is not in its folder yet."""
-    if spec.gradients is not None and not gradients_path(folder, along_knob=False).exists():
-        measure_gradients(folder, spec.gradients.episodes, None, along_knob=False, workers=workers, listen=listen)
+def measure_due_gradients(folder: SweepFolder, workers: int, listen: Listener) -> None:
+    """Measures what the sweep asks for and its folder lacks, once no run is missing."""
+    sweep = read_sweep(folder)
+    wanted = sweep.spec.gradients
+    if wanted is None or gradients_path(folder, along_knob=False).exists() or missing_runs(folder, sweep.runs):
+        return
+    measure_gradients(folder, wanted.episodes, None, along_knob=False, workers=workers, listen=listen)
 
 
 def measure_gradients(

@@ -70,17 +70,22 @@ def test_the_report_shows_them_once_they_are_measured(toy_sweep: ToySweep, toy_d
     assert "They differ from each other on 1 of 2 pairs of data set and level" in eight
 
 
-def test_a_sweep_that_asks_for_them_gets_them_once(toy_sweep: ToySweep, toy_data: Path, tmp_path: Path) -> None:
+def test_a_sweep_that_asks_for_them_gets_them_once_its_runs_have_ended(
+    toy_sweep: ToySweep, toy_data: Path, tmp_path: Path
+) -> None:
     """With the numbers of episodes that it names; what has been measured stays, and other sweeps measure nothing."""
-    spec = toy_sweep(gradients=GradientSettings(episodes=NS))
-    folder = claimed(spec, toy_data, tmp_path / "out")
-    path = gradients_path(folder, along_knob=False)
-    measure_due_gradients(folder, toy_sweep(), 1, lambda _: None)
-    assert not path.exists()
-    measure_due_gradients(folder, spec, 1, lambda _: None)
-    assert set(pl.read_parquet(path)["n"]) == set(NS)
+    folder = claimed(toy_sweep(gradients=GradientSettings(episodes=NS)), toy_data, tmp_path / "out")
+    other = claimed(toy_sweep(), toy_data, tmp_path / "other")
     announced: list[object] = []
-    measure_due_gradients(folder, spec, 1, announced.append)
+    measure_due_gradients(folder, 1, announced.append)
+    run_sweep(folder, folder.runs(), 2, lambda _: None)
+    run_sweep(other, other.runs(), 2, lambda _: None)
+    measure_due_gradients(other, 1, announced.append)
+    assert not announced
+    measure_due_gradients(folder, 1, announced.append)
+    assert set(pl.read_parquet(gradients_path(folder, along_knob=False))["n"]) == set(NS)
+    announced.clear()
+    measure_due_gradients(folder, 1, announced.append)
     assert not announced
 
 

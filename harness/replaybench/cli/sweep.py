@@ -111,8 +111,7 @@ def sweep_run(
         planned = claim(folder, spec, found)
         renew_unread(folder)
         run_sweep(folder, due_runs(folder, planned, only, limit), runner, listen)
-        if not due_runs(folder, planned, None, None):
-            measure_due_gradients(folder, spec, worker_count(workers), listen)
+        measure_due_gradients(folder, worker_count(workers), listen)
     _finish(folder, planned, report)
 
 
@@ -132,6 +131,7 @@ def sweep_retry(
     from replaybench.progress import listening
     from replaybench.record import SweepFolder
     from replaybench.sweep import due_runs, retry_failed, run_sweep
+    from replaybench.sweep_gradients import measure_due_gradients
 
     folder = SweepFolder(out)
     planned = folder.runs()
@@ -141,6 +141,7 @@ def sweep_retry(
         print(f"{retry_failed(folder)} failed runs are due again", file=sys.stderr)
         with listening() as listen:
             run_sweep(folder, due_runs(folder, planned, None, None), runner, listen)
+            measure_due_gradients(folder, worker_count(workers), listen)
     _finish(folder, planned, report)
 
 
