@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, NamedTuple
 
-from replaybench.errors import DiskError, ReplayBenchError
+from replaybench.errors import ConfigError, DiskError, ReplayBenchError
 
 if TYPE_CHECKING:
     from multiprocessing.sharedctypes import Synchronized
@@ -60,13 +60,20 @@ def fitting_workers(workers: int, gpus_each: float) -> int:
     """Returns how many workers this machine's GPUs have room for, at most `workers`.
 
     Args:
-        gpus_each: What a job asks for, such as 1, or .25 where four share one. 0 sets no limit, nor does a machine
-            without a GPU, where jobs run on the CPU.
+        gpus_each: What a job asks for, such as 1, or .25 where four share one; 0 sets no limit.
+
+    Raises:
+        ConfigError: Jobs ask for a GPU and there is none.
     """
     import torch
 
-    if gpus_each == 0 or not torch.cuda.is_available():
+    if gpus_each == 0:
         return workers
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"[resources] asks for {gpus_each:g} GPU a process, and this machine has none that PyTorch can use. Run it "
+            "where there is one, or set num_gpus = 0 to run it on the CPU."
+        )
     return min(workers, max(1, int(torch.cuda.device_count() / gpus_each)))
 
 
@@ -138,8 +145,10 @@ def _initialise(driver: int, started: "Synchronized[int]") -> None:
         number = started.value
         started.value += 1
     if torch.cuda.is_available():
-        # Workers take turns at the GPUs; "cuda" then means this worker's own.
-        torch.cuda.set_device(number % torch.cuda.device_count())
+        # Workers take turns at the GPUs; "cuda" then means this worker's own, which also renders.
+        gpu = number % torch.cuda.device_count()
+        torch.cuda.set_device(gpu)
+        os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", str(gpu))
     threading.Thread(target=_die_with, args=(driver,), daemon=True).start()
 
 

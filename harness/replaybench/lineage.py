@@ -123,6 +123,8 @@ class Breeder:
         reinforcement = self.recipe.reinforcement
         if reinforcement is None:
             return Family(clones, warm_start, 0.0)
+        if rules is None:
+            self._refuse_too_good(warm_start, reinforcement)
         for learning_rate in reinforcement.learning_rates:
             checkpoints = self._climb(warm_start, learning_rate, reinforcement)
             if checkpoints is not None:
@@ -132,6 +134,17 @@ class Breeder:
             f"at every rate of {list(reinforcement.learning_rates)}. Add a lower one, lower min_updates, or choose a "
             "harder task."
         )
+
+    def _refuse_too_good(self, warm_start: Checkpoint, rules: Reinforcement) -> None:
+        """Refuses a policy from elsewhere that stands above the band already, before RL is spent on it."""
+        success = self.success(self.restore(warm_start), rules.check_episodes)
+        self.report(f"{self.where}: warm start as it came, success {success:.2f}")
+        if success > rules.success[1]:
+            raise DataError(
+                f"{self.where}: the policy that it starts from succeeds on {success:.2f} of {rules.check_episodes} "
+                f"episodes, above the band {list(rules.success)} in which RL is to end. Take a weaker checkpoint, such "
+                "as one fine-tuned on few demonstrations, or a harder task."
+            )
 
     def _climb(self, warm_start: Checkpoint, learning_rate: float, rules: Reinforcement) -> list[Checkpoint] | None:
         """Returns the checkpoints up to the first one in the band, or None if it was overshot."""

@@ -114,7 +114,8 @@ def _run_workload(spec: SweepSpec, num_runs: int) -> Workload:
         runs=num_runs,
         updates=updates,
         batch_size=train.batch_size,
-        value_forwards=train.value_warmup_updates * train.batch_size + round(refreshes * logged),
+        # At the end the distances to the log and to the start policy take one pass of each policy.
+        value_forwards=train.value_warmup_updates * train.batch_size + round(refreshes * logged) + 2 * logged,
         decisions=evaluations * (1 + spec.evaluate.greedy) * spec.evaluate.episodes * spec.evaluate.max_steps,
         logged_observations=logged,
     )
@@ -128,14 +129,17 @@ def _lineage_workload(source: Source, count: int) -> Workload | None:
     collected = rules.episodes_per_iteration * recipe.max_steps
     iterations = -(-rules.min_updates * rules.batch_size // collected)
     logged_episodes = sum(level.episodes for level in recipe.levels.values() if not level.mixture_of)
+    checks = 1 if recipe.warm_start else 2
     return Workload(
         what="lineage",
         runs=count,
         updates=rules.min_updates,
         batch_size=rules.batch_size,
-        # Each pass over the values estimates advantages and then fits; one more estimate comes before the policy.
-        value_forwards=iterations * (2 * rules.value_passes + 1) * collected,
-        decisions=iterations * collected + (rules.check_episodes + logged_episodes) * recipe.max_steps,
+        # Each pass over the values estimates advantages and then fits, five times as often in the first iteration; one
+        # more estimate comes before the policy. Every logged decision is measured twice.
+        value_forwards=((iterations + 4) * 2 * rules.value_passes + iterations) * collected
+        + 2 * logged_episodes * recipe.max_steps,
+        decisions=iterations * collected + (checks * rules.check_episodes + logged_episodes) * recipe.max_steps,
         logged_observations=collected,
     )
 

@@ -24,7 +24,7 @@ from replaybench.record import SweepFolder, missing_runs
 from replaybench.spec import RunSpec
 from replaybench.store import has_card, is_url, open_log
 from replaybench.store.files import locked
-from replaybench.suites import make_suite
+from replaybench.suites import CheckedSuite, make_suite
 from replaybench.train import train
 
 Listener = Callable[["Progress"], None]
@@ -135,6 +135,8 @@ def _missing_lineages(sources: Sequence[Source], lineages: Sequence[int]) -> lis
 def _check_settings(recipe: Recipe) -> None:
     """Refuses settings of which the makers of a lineage would find out one after the other, and late."""
     suite = make_suite(recipe.suite, recipe.suite_settings)
+    if isinstance(suite, CheckedSuite):
+        suite.check(recipe.task)
     settings = suite.policy_settings(recipe.task) | recipe.policy.settings
     for changed in ({}, recipe.warm_start.policy_settings if recipe.warm_start else {}):
         check_policy(recipe.policy.kind, settings | changed)

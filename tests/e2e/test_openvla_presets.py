@@ -65,6 +65,9 @@ SEVEN = """extends = "libero-7b-goal"
 name = "short"
 max_steps = 2
 
+[resources]
+num_gpus = 0
+
 [suite_settings]
 quality = "fast"
 settle_steps = 0

@@ -84,7 +84,7 @@ def _drive(folder: Path, out: Path, change: Callable[[], object]) -> NoReturn:
     get_context = multiprocessing.get_context
     multiprocessing.get_context = lambda method: get_context("fork")  # type: ignore[assignment]
     initialise = executor._initialise
-    executor._initialise = lambda driver: (_forget_lock(), initialise(driver))
+    executor._initialise = lambda *given: (_forget_lock(), initialise(*given))
     sys.argv = ["replaybench", "sweep", "run", "faults.toml", "--out", str(out), "--no-report", "--workers", "2"]
     code: object = 1
     try:

@@ -18,13 +18,17 @@ def main(settings: str, out: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     chosen = json.loads(settings)
-    policy = make_policy(chosen.pop("train"), **chosen)
-    log = replay(policy)
+    train = chosen.pop("train")
+    # Logged by another policy, so that a cache is still empty when the model is sharded.
+    log = replay(make_policy(train))
+    policy = make_policy(train, **chosen)
     shard(policy)
     assert all(isinstance(parameter, DTensor) for parameter in policy.parameters())
     made = learner(policy, log)
-    value_loss = made.value_step(torch.arange(NUM_STEPS))
-    step = made.policy_step(torch.arange(NUM_STEPS))
+    # In another order than at first, so that a process meets images that only the other one has cached.
+    batch = torch.arange(NUM_STEPS).flip(0)
+    value_loss = made.value_step(batch)
+    step = made.policy_step(batch)
     found, weights = gradients(policy), policy.state_dict()
     if dist.get_rank() == 0:
         numbers = {"value_loss": value_loss, "policy_loss": step.policy_loss, "grad_norm": step.grad_norm}

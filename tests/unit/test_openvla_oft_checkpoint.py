@@ -15,6 +15,7 @@ from torch import Tensor
 
 from replaybench.errors import ConfigError, ContractError, DataError
 from replaybench.policy.openvla_oft import OpenVLAOFT
+from replaybench.policy.openvla_oft.actions import read_bounds
 from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt
 from replaybench.policy.openvla_oft.config import NAMED
 from replaybench.seeding import torch_generator
@@ -284,6 +285,24 @@ def test_an_adapter_of_another_kind_is_refused(folder: Path, tmp_path: Path) -> 
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     with pytest.raises(ConfigError, match="peft_type is 'IA3'"):
         OpenVLAOFT.from_pretrained(folder, adapter=tmp_path)
+
+
+def test_the_statistics_are_those_of_the_fine_tuning(folder: Path) -> None:
+    """config.json still holds those of earlier training; the file beside it counts, so one data set needs no name."""
+    earlier = {"bridge": {"action": {"q01": [5.0], "q99": [6.0]}}, "fractal": {"action": {"q01": [7.0], "q99": [8.0]}}}
+    edit_json(folder / "config.json", lambda content: content.update(norm_stats=earlier))
+    bounds = read_bounds(OpenVLAOFT.from_pretrained(folder).config.norm_stats)
+    assert (bounds.key, bounds.low[0], bounds.high[0]) == ("a", 0.0, 1.0)
+
+
+def test_a_checkpoint_replaces_the_one_that_lay_there(folder: Path) -> None:
+    """In shards over one file, without the parts of the old one."""
+    tiny(use_proprio=True).save_pretrained(folder)
+    newer = OpenVLAOFT.from_config("tiny", generator=torch_generator("newer")).eval()
+    newer.save_pretrained(folder, 3_000_000)
+    again = OpenVLAOFT.from_pretrained(folder)
+    assert again.config.proprio_dim is None
+    assert torch.equal(logits(again), logits(newer))
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

@@ -1,7 +1,7 @@
 """The suite contract: tasks, goals, environments that take action tokens, and a scripted expert."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,13 @@ class Suite(Protocol):
     def instruction(self, task: str) -> str: ...
     def policy_settings(self, task: str) -> dict[str, Any]: ...
     def make(self, task: str) -> Environment: ...
+
+
+@runtime_checkable
+class CheckedSuite(Protocol):
+    """A suite that is slow to make environments of, and so can say beforehand that a task has none."""
+
+    def check(self, task: str) -> None: ...
 
 
 def make_suite(kind: str, settings: Mapping[str, Any]) -> Suite:

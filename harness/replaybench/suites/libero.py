@@ -83,9 +83,7 @@ class LiberoSuite:
         self._settle_steps = settle_steps
         self._expert_width = expert_width
         self._rendered_resolution, self._mirror = rendered_resolution, mirror
-        self._actions: Actions = UniformActions(num_bins)
-        if statistics is not None:
-            self._actions = CheckpointActions(statistics, statistics_key, num_bins)
+        self._statistics, self._statistics_key = statistics, statistics_key
         self._pictures = None
         if observation == "images":
             self._pictures = Pictures(cameras=tuple(cameras), resolution=resolution, crop=crop, quality=quality)
@@ -103,12 +101,27 @@ class LiberoSuite:
     def policy_settings(self, task: str) -> dict[str, Any]:
         sizes = {"num_action_tokens": self._chunk_size * NUM_ACTION_TOKENS, "num_bins": self._num_bins}
         if self._pictures is not None:
-            return {"observation_shape": list(self._pictures.shape)} | sizes
+            images = {"observation_shape": list(self._pictures.shape)} | sizes
+            return images if self._statistics is None else images | {"statistics": self._statistics}
         return {"observation_size": 3 + libero_task(task).num_positions} | sizes
 
     def make(self, task: str) -> ChunkedEnvironment:
-        simulator = LiberoSimulator(libero_task(task), self._actions, self._expert_width, self._settle_steps)
+        simulator = LiberoSimulator(libero_task(task), self._actions(), self._expert_width, self._settle_steps)
         return ChunkedEnvironment(simulator, self._chunk_size, self._eyes(simulator))
+
+    def check(self, task: str) -> None:
+        """Refuses what only making the environment would meet: statistics that cannot be read.
+
+        Raises:
+            ConfigError: They are of several data sets of which none is named, or the bins are others.
+            DataError: The folder holds none, or they are incomplete.
+        """
+        self._actions()
+
+    def _actions(self) -> Actions:
+        if self._statistics is None:
+            return UniformActions(self._num_bins)
+        return CheckpointActions(self._statistics, self._statistics_key, self._num_bins)
 
     def _eyes(self, simulator: LiberoSimulator) -> Callable[[], NDArray[Any]]:
         """Returns the function that observes."""

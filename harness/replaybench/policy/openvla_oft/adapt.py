@@ -229,3 +229,16 @@ def add_lora(model: OpenVLAOFT, config: "LoraConfig", generator: torch.Generator
                     weight.zero_()
                 elif generator is not None and device.type != "meta":
                     weight.copy_(torch.randn(weight.shape, generator=generator) / config.r)
+
+
+def merge_lora(model: OpenVLAOFT) -> None:
+    """Adds the LoRA that a model carries to its weights and removes it; nothing happens to a model without one."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

@@ -46,7 +46,8 @@ def load_config(folder: Path, overrides: Mapping[str, Any]) -> VLAConfig:
     refuse_other_heads(folder)
     statistics = folder / "dataset_statistics.json"
     if statistics.exists():
-        source["norm_stats"] = {**(source.get("norm_stats") or {}), **_read_json(statistics)}
+        # Those of the data that it was fine-tuned on; config.json may still hold those of all earlier training.
+        source["norm_stats"] = _read_json(statistics)
     found: dict[str, Any] = {}
     if proprio := _separate_file(folder, "proprio_projector"):
         found["use_proprio"] = True
@@ -213,6 +214,7 @@ def load_adapter(model: "OpenVLAOFT", folder: Path, adapter: Path | str | None) 
 
 def save(model: "OpenVLAOFT", folder: Path, max_shard_bytes: int) -> None:
     """Writes the folder that `OpenVLAOFT.from_pretrained` reads; config.json comes last, so it stands for the whole."""
+    _remove_checkpoint(folder)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ("", *SEPARATE_PARTS)}
     has_adapter = False
     for name, tensor in model.state_dict().items():
@@ -232,6 +234,15 @@ def save(model: "OpenVLAOFT", folder: Path, max_shard_bytes: int) -> None:
     if model.config.norm_stats:
         _save_json(folder / "dataset_statistics.json", model.config.norm_stats)
     _save_json(folder / "config.json", model.config.source | {"unmerged_adapter": has_adapter})
+
+
+def _remove_checkpoint(folder: Path) -> None:
+    """Removes an older checkpoint, config.json first: of another number of shards, it would be read beside the new."""
+    old = [folder / "config.json", folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")]
+    old += [folder / ADAPTER / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    old += [path for part in SEPARATE_PARTS if (path := _separate_file(folder, part))]
+    for path in old:
+        path.unlink(missing_ok=True)
 
 
 def save_adapter(model: "OpenVLAOFT", folder: Path) -> None:
@@ -298,7 +309,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _separate_file(folder: Path, part: str) -> Path | None:
-    """Returns the file of a separate part; names carry training steps, of which the last is taken."""
+    """Returns the file of a separate part; names carry training steps, and only one may lie there."""
     files = [path for path in folder.glob(f"{part}*") if path.suffix in (".safetensors", ".pt")]
     if len(files) > 1:
         raise DataError(f"{folder}: holds several {part} files: {_list(sorted(p.name for p in files))}. Keep one.")

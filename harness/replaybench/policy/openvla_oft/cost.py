@@ -137,6 +137,7 @@ def _memory(size: Size, workload: Workload) -> list[Cost]:
     images = workload.logged_observations * 3 * size.views * size.config.image_size**2
     rows = [
         Cost("GPU memory: weights, GB", weights / GB, f"{size.numbers:,} numbers x {b} bytes"),
+        Cost("GPU memory: the start policy, kept to measure distances to, GB", weights / GB, "as many"),
         Cost(
             f"GPU memory: {size.train.method} and value head in training, GB",
             learning / GB,
@@ -159,7 +160,7 @@ def _memory(size: Size, workload: Workload) -> list[Cost]:
             f"{workload.logged_observations:,} observations x {size.views} x {size.config.image_size}^2 x 3 bytes",
         ),
     ]
-    total = (weights + learning + activations + images) / GB
+    total = (2 * weights + learning + activations + images) / GB
     which = "with" if size.train.gradient_checkpointing else "without"
     rows.append(Cost("GPU memory: all, GB", total, f"sum, activations {which} checkpointing; one H100 has {GPU_GB:g}"))
     kept_states = size.cache_observations if size.frozen else 0
@@ -245,7 +246,7 @@ def _hours(size: Size, work: Workload) -> list[Cost]:
     read = top if is_cached else below + top
     terms = [
         (work.updates, update, "updates"),
-        (work.value_forwards, read, "observations for values and advantages"),
+        (work.value_forwards, read, "observations for values, advantages and distances"),
         (work.decisions, below + top, "decisions to act"),
         (work.logged_observations if is_cached else 0, below, "observations into the cache"),
     ]
@@ -259,7 +260,7 @@ def _hours(size: Size, work: Workload) -> list[Cost]:
             f"{passes_below} x {below / TERA:.4g} below it); {forwards} forward, {backwards} backward",
         ),
         Cost(
-            f"one {work.what}, TFLOP (at most)",
+            f"one {work.what}, TFLOP (where no episode ends early)",
             operations / TERA,
             " + ".join(f"{count:,} {name} x {each / TERA:.4g}" for count, each, name in terms if count),
         ),

@@ -237,7 +237,9 @@ class OpenVLAOFT(nn.Module):
     def read_out(self, tokens: Tokens) -> VLAOutput:
         """Returns logits and values from the sequence that leaves the last layer."""
         hidden_BAD = self.action_hidden(tokens)
-        logits_BAK = slice_of_head(self.language_model.lm_head, hidden_BAD, ACTION_TOKENS).float()
+        # In float32 also where the model computes in bfloat16, whose steps of .06 at 12 would be noise in the ratios.
+        with torch.autocast(hidden_BAD.device.type, enabled=False):
+            logits_BAK = slice_of_head(self.language_model.lm_head, hidden_BAD.float(), ACTION_TOKENS)
         if self.config.value_outputs is None:
             return VLAOutput(logits_BAK, None)
         # The value reads the last prompt token, which predicts the first action token; it does not shape the features.
@@ -320,14 +322,16 @@ def pack_prompts(input_ids: Tensor, is_prompt_BP: Tensor) -> tuple[Tensor, Tenso
 
 
 def slice_of_head(head: Any, hidden: Tensor, rows: slice) -> Tensor:
-    """Returns some rows of a linear head's output without computing the others; a LoRA on the head is included."""
+    """Returns some rows of a linear head's output without computing the others; a LoRA on the head is included.
+
+    The product has the precision of `hidden`.
+    """
     if not hasattr(head, "base_layer"):
-        return F.linear(hidden, head.weight[rows])
-    out = F.linear(hidden, head.base_layer.weight[rows])
+        return F.linear(hidden, head.weight[rows].to(hidden.dtype))
+    out = F.linear(hidden, head.base_layer.weight[rows].to(hidden.dtype))
     for name in head.active_adapters:
-        low_rank = head.lora_A[name](hidden.to(head.lora_A[name].weight.dtype))
-        update = F.linear(low_rank, head.lora_B[name].weight[rows])
-        out = out + (update * head.scaling[name]).to(out.dtype)
+        low_rank = F.linear(hidden, head.lora_A[name].weight.to(hidden.dtype))
+        out = out + F.linear(low_rank, head.lora_B[name].weight[rows].to(hidden.dtype)) * head.scaling[name]
     return out
 
 

@@ -11,6 +11,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from torch import Tensor, nn
 
 from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy import PolicyOutput, Workload
-from replaybench.policy.openvla_oft.actions import Bounds, read_bounds
-from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, read_adapt_settings
+from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, merge_lora, read_adapt_settings
 from replaybench.policy.openvla_oft.checkpoint import load_config, weight_files
 from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig, read_config
 from replaybench.policy.openvla_oft.cost import SMALLEST, costs, size_of
@@ -46,15 +46,15 @@ class OpenVLAOFTPolicy(nn.Module):
         checkpoint: Folder of a checkpoint; the state dict then holds what is trained alone.
         config: Name of a configuration, instead of a checkpoint; all weights are drawn at random.
         overrides: Fields that replace those of the configuration.
-        adapter: Folder of a LoRA adapter to start from.
+        adapter: Folder of a LoRA adapter that is added to the weights before anything is trained.
         train: Fields of AdaptSettings.
-        unnorm_key: Data set by whose statistics actions are un-normalised.
         temperature: Divides the logits, when acting and when learning alike.
         dtype: Of the base weights: `float32` or `bfloat16`. LoRA and value head are float32 always.
         autocast: Compute in bfloat16 on float32 weights.
         microbatch: Observations that pass through the model at once.
         cache_observations: With `top_layers`, how many observations' hidden states are kept.
         observation_shape, num_action_tokens, num_bins: What the suite has; refused where the model has other sizes.
+        statistics: Folder by whose statistics the suite un-normalises actions; it must be the checkpoint's.
     """
 
     def __init__(
@@ -67,7 +67,6 @@ class OpenVLAOFTPolicy(nn.Module):
         overrides: Mapping[str, Any] | None = None,
         adapter: str | None = None,
         train: Mapping[str, Any] | None = None,
-        unnorm_key: str | None = None,
         temperature: float = 1.0,
         dtype: str = "float32",
         autocast: bool = False,
@@ -76,6 +75,7 @@ class OpenVLAOFTPolicy(nn.Module):
         observation_shape: Sequence[int] | None = None,
         num_action_tokens: int | None = None,
         num_bins: int | None = None,
+        statistics: str | None = None,
     ) -> None:
         super().__init__()
         given = {name: value for name, value in locals().items() if name not in ("self", "generator", "__class__")}
@@ -86,6 +86,8 @@ class OpenVLAOFTPolicy(nn.Module):
             self.model = OpenVLAOFT.from_pretrained(
                 checkpoint, DTYPES[dtype], adapter=adapter, overrides=_fields(overrides), generator=generator
             )
+            # What is trained lies on top of what was loaded.
+            merge_lora(self.model)
         else:
             self.model = OpenVLAOFT.from_config(described, "cpu", generator, DTYPES[dtype])
         adapt(self.model, adapt_settings, generator)
@@ -121,11 +123,6 @@ class OpenVLAOFTPolicy(nn.Module):
         """Observations that pass through the model at once."""
         return int(self.settings["microbatch"])
 
-    @property
-    def bounds(self) -> Bounds:
-        """The statistics that turn normalised actions into the robot's."""
-        return read_bounds(self.model.config.norm_stats, self.settings.get("unnorm_key"))
-
     def forward(self, observations: Tensor) -> PolicyOutput:
         return PolicyOutput(*self._in_parts(observations, self._logits_and_value))
 
@@ -156,6 +153,8 @@ class OpenVLAOFTPolicy(nn.Module):
                 f"The checkpoint is of other settings: lacks {lacking[:3]} ({len(lacking)}), has unknown "
                 f"{unknown[:3]} ({len(unknown)}). Use the settings that it was trained with."
             )
+        if self._cache is not None:
+            self._cache.clear()
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def _in_parts(self, observations: Tensor, run: "Run") -> tuple[Tensor, ...]:
@@ -174,7 +173,7 @@ class OpenVLAOFTPolicy(nn.Module):
             if self._cache is None:
                 output = self.model(*self._inputs(images))
             else:
-                output = self.model.resume(self._cache.tokens(images, self._encode), self._frozen)
+                output = self.model.resume(self._cache.tokens(images, self._encode, self.shares), self._frozen)
         return output.logits_BAK / self.settings["temperature"], output.value_BV[:, 0]
 
     def _value_alone(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -182,7 +181,7 @@ class OpenVLAOFTPolicy(nn.Module):
             if self._cache is None:
                 value_B1 = self.model.value(*self._inputs(images))
             else:
-                value_B1 = self.model.resume_value(self._cache.tokens(images, self._encode), self._frozen)
+                value_B1 = self.model.resume_value(self._cache.tokens(images, self._encode, self.shares), self._frozen)
         return (value_B1[:, 0],)
 
     def _inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,8 +219,6 @@ def _describe(settings: Mapping[str, Any]) -> tuple[VLAConfig, list[int]]:
     else:
         config = read_config(NAMED[settings["config"]] | fields)
     _check_sizes(settings, config)
-    if "unnorm_key" in settings:
-        read_bounds(config.norm_stats, settings["unnorm_key"])
     num_images = settings.get("observation_shape", (0, 0, 3))[-1] // 3
     return config, encode_prompt(settings["instruction"], tokenizer, config, num_images)
 
@@ -233,6 +230,11 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise unknown_name("OpenVLA configuration", settings["config"], NAMED)
     if settings["dtype"] not in DTYPES:
         raise unknown_name("dtype", settings["dtype"], DTYPES)
+    if settings["dtype"] == "bfloat16" and settings.get("train", {}).get("method") == "full":
+        raise ConfigError(
+            "openvla_oft: updates of bfloat16 weights are mostly rounded away. To train all of them set dtype to "
+            "'float32' and autocast to true."
+        )
     if settings["temperature"] <= 0 or settings["microbatch"] < 1 or settings["cache_observations"] < 0:
         raise ConfigError("openvla_oft: temperature and microbatch must be positive, cache_observations at least 0.")
 
@@ -254,12 +256,24 @@ def _check_sizes(settings: Mapping[str, Any], config: VLAConfig) -> None:
             f"chunk x action dimension = {config.chunk} x {config.action_dim}. Set the suite's chunk, or the override "
             "_constants = { NUM_ACTIONS_CHUNK = ..., ACTION_DIM = ... }."
         )
+    if "checkpoint" in settings and "observation_shape" in settings:
+        _check_statistics(settings)
     side = config.image_size
     shape = tuple(settings.get("observation_shape", (side, side, 3)))
     if len(shape) != 3 or shape[:2] != (side, side) or shape[2] % 3:
         raise ConfigError(
             f"The suite's observations are {shape}, the model sees {side} x {side} with 3 channels a camera. Set the "
             "suite's image size, or for a tiny model the override image_sizes = [..., ...]."
+        )
+
+
+def _check_statistics(settings: Mapping[str, Any]) -> None:
+    """Refuses a suite in which the checkpoint's tokens would mean other actions than those that it was trained on."""
+    if settings.get("statistics") != settings["checkpoint"]:
+        raise ConfigError(
+            f"The suite un-normalises actions by {settings.get('statistics', 'bins of its own')}, the policy is "
+            f"{settings['checkpoint']}: its tokens would mean other actions. Set suite_settings.statistics to the "
+            "checkpoint's folder (suite `libero`)."
         )
 
 
@@ -278,6 +292,10 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, run: Run, parts: tuple[Tensor, ...], shares: Shares) -> tuple[Tensor, ...]:
         ctx.run, ctx.parts, ctx.shares = run, parts, shares
+        device = parts[0].device.type
+        ctx.precision = partial(
+            torch.autocast, device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device)
+        )
         return _run_parts(run, parts, shares)
 
     @staticmethod
@@ -285,7 +303,7 @@ class _Recomputed(torch.autograd.Function):
         own = [ctx.shares.own_gradient(gradient) for gradient in gradients]
         start = 0
         for part in ctx.parts:
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.precision():
                 outputs = ctx.run(part)
             pieces = [gradient[start : start + len(part)] for gradient in own]
             trained = [pair for pair in zip(outputs, pieces, strict=True) if pair[0].requires_grad]
@@ -306,13 +324,20 @@ class BoundaryCache:
         self.device = torch.device("cpu")
         self._kept: OrderedDict[bytes, tuple[Tensor, Tensor]] = OrderedDict()
 
-    def tokens(self, images: Tensor, encode: Callable[[Tensor], Tokens]) -> Tokens:
-        """Returns the sequences of these images, encoding those alone that are not kept."""
+    def clear(self) -> None:
+        """Forgets all, as what encoded it has changed."""
+        self._kept.clear()
+
+    def tokens(self, images: Tensor, encode: Callable[[Tensor], Tokens], shares: Shares) -> Tokens:
+        """Returns the sequences of these images, encoding those alone that are not kept.
+
+        Where processes share the model, all of them encode something as soon as one of them has to.
+        """
         keys = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.cpu().numpy()]
         fresh = {key: row for row, key in enumerate(keys) if key not in self._kept}
         rows = {key: self._kept[key] for key in keys if key in self._kept}
-        if fresh:
-            encoded = encode(images[list(fresh.values())])
+        if shares.any(bool(fresh)):
+            encoded = encode(images[list(fresh.values()) or [0]])
             self.device = encoded.hidden_BSD.device
             self.num_encoded += len(fresh)
             for i, key in enumerate(fresh):

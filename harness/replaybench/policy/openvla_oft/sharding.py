@@ -52,6 +52,14 @@ class Shares:
             gradient = torch.cat([gradient, gradient.new_zeros(missing, *gradient.shape[1:])])
         return gradient.chunk(self.count)[self.index] * self.count
 
+    def any(self, is_so: bool) -> bool:
+        """Returns whether it is so in any process."""
+        if self.count == 1:
+            return is_so
+        answers: list[bool] = [False] * self.count
+        dist.all_gather_object(answers, is_so)
+        return True in answers
+
     def whole(self, tensor: Tensor) -> Tensor:
         """Returns a tensor with all its shards."""
         full: Tensor = tensor.full_tensor() if self.count > 1 and hasattr(tensor, "full_tensor") else tensor
