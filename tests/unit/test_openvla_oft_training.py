@@ -278,7 +278,7 @@ def test_a_policy_on_a_checkpoint_saves_what_it_trains_alone(checkpoint: Path) -
     policy = OpenVLAOFTPolicy(**settings, generator=torch_generator("a"))
     shake(policy)
     state = policy.state_dict()
-    assert state.keys() == trained(policy)
+    assert state.keys() == trained(policy) | {"base_fingerprint"}
     again = OpenVLAOFTPolicy(**settings, generator=torch_generator("b"))
     again.load_state_dict(state)
     with torch.no_grad():
@@ -286,6 +286,18 @@ def test_a_policy_on_a_checkpoint_saves_what_it_trains_alone(checkpoint: Path) -
     other = OpenVLAOFTPolicy(**settings | {"train": LORA | {"top_layers": 1}}, generator=torch_generator("b"))
     with pytest.raises(DataError, match="Use the settings that it was trained with"):
         other.load_state_dict(state)
+
+
+def test_weights_are_refused_on_another_base(checkpoint: Path, tmp_path: Path) -> None:
+    """The same names and sizes, other numbers in one matrix: what was logged was another policy."""
+    settings = {"instruction": "push", "checkpoint": str(checkpoint), "train": LORA}
+    state = OpenVLAOFTPolicy(**settings, generator=torch_generator("a")).state_dict()
+    changed = OpenVLAOFT.from_pretrained(checkpoint)
+    with torch.no_grad():
+        changed.layers[2].mlp.up_proj.weight.add_(1e-3)  # type: ignore[union-attr,operator]
+    changed.save_pretrained(checkpoint)
+    with pytest.raises(DataError, match="is not the checkpoint that these weights were trained on"):
+        OpenVLAOFTPolicy(**settings, generator=torch_generator("a")).load_state_dict(state)
 
 
 def test_an_adapter_is_part_of_what_training_starts_from(checkpoint: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Layout: config.json; model.safetensors, or model.safetensors.index.json with its
 dataset_statistics.json, proprio_projector*, value_head* and an adapter folder. Nothing is unpickled but tensors.
 """
 
+import hashlib
 import json
 import re
 import warnings
@@ -32,6 +33,7 @@ SEPARATE_PARTS = ("proprio_projector", "value_head")
 # Prefix that peft puts before the names of the model it wraps.
 PEFT_PREFIX = "base_model.model."
 FILE_NAME = re.compile(r"[\w-][\w.-]{0,199}", re.ASCII)
+SAMPLE_BYTES, MAX_SAMPLES = 4096, 1000
 DOWNLOAD_AGAIN = "Download it again."
 
 
@@ -154,6 +156,26 @@ def weight_files(folder: Path) -> list[Path]:
         if absent := sorted(name for name, file in index.items() if file == path.name and name not in names):
             raise DataError(f"{path}: lacks {_list(absent)}, which {INDEX} says it holds. {DOWNLOAD_AGAIN}")
     return shards
+
+
+def fingerprint(folder: Path, adapter: Path | str | None = None) -> bytes:
+    """Returns 32 bytes that tell one checkpoint from another: of its small files all, of weights an even sample.
+
+    All of 15 GB would take a minute each time. Other training changes every part of the weights, so a sample shows it.
+    """
+    digest = hashlib.sha256()
+    small = [folder / "config.json", folder / "dataset_statistics.json"]
+    parts = [path for part in SEPARATE_PARTS if (path := _separate_file(folder, part))]
+    adapters = sorted(Path(adapter).glob("adapter_*")) if adapter is not None else []
+    for path in [*small, *weight_files(folder), *parts, *adapters]:
+        if path.exists():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(SAMPLE_BYTES, size // MAX_SAMPLES)):
+                    file.seek(start)
+                    digest.update(file.read(SAMPLE_BYTES))
+    return digest.digest()
 
 
 def tensor_names(path: Path) -> list[str]:

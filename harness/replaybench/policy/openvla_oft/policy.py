@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy import PolicyOutput, Workload
 from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, merge_lora, read_adapt_settings
-from replaybench.policy.openvla_oft.checkpoint import load_config, weight_files
+from replaybench.policy.openvla_oft.checkpoint import fingerprint, load_config, weight_files
 from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig, read_config
 from replaybench.policy.openvla_oft.cost import SMALLEST, costs, size_of
 from replaybench.policy.openvla_oft.model import OpenVLAOFT, Tokens
@@ -34,6 +34,8 @@ from replaybench.policy.openvla_oft.processing import (
 )
 from replaybench.policy.openvla_oft.sharding import SINGLE, Shares
 
+# The buffer that says on which checkpoint the weights were trained that are saved without it.
+BASE = "base_fingerprint"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -86,8 +88,10 @@ class OpenVLAOFTPolicy(nn.Module):
             self.model = OpenVLAOFT.from_pretrained(
                 checkpoint, DTYPES[dtype], adapter=adapter, overrides=_fields(overrides), generator=generator
             )
-            # What is trained lies on top of what was loaded.
+            # What is trained lies on top of what was loaded, and is saved with its fingerprint.
             merge_lora(self.model)
+            base = bytearray(fingerprint(Path(checkpoint), adapter))
+            self.register_buffer(BASE, torch.frombuffer(base, dtype=torch.uint8))
         else:
             self.model = OpenVLAOFT.from_config(described, "cpu", generator, DTYPES[dtype])
         adapt(self.model, adapt_settings, generator)
@@ -143,7 +147,8 @@ class OpenVLAOFTPolicy(nn.Module):
         """Returns the weights that the settings do not determine, in full also where they are sharded."""
         full: dict[str, Tensor] = super().state_dict(*args, **kwargs)
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {name: self.shares.whole(full[name]) for name in full if self._saves_all or name in trained}
+        kept = trained | {BASE}
+        return {name: self.shares.whole(full[name]) for name in full if self._saves_all or name in kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         expected = self.state_dict().keys()
@@ -152,6 +157,11 @@ class OpenVLAOFTPolicy(nn.Module):
             raise DataError(
                 f"The checkpoint is of other settings: lacks {lacking[:3]} ({len(lacking)}), has unknown "
                 f"{unknown[:3]} ({len(unknown)}). Use the settings that it was trained with."
+            )
+        if BASE in state_dict and not torch.equal(state_dict[BASE].cpu(), self.get_buffer(BASE).cpu()):
+            raise DataError(
+                f"{self.settings['checkpoint']}: is not the checkpoint that these weights were trained on. Put that "
+                "one back: on another one they make another policy than the one that was logged."
             )
         if self._cache is not None:
             self._cache.clear()
