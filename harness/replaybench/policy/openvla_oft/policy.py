@@ -22,7 +22,7 @@ from replaybench.errors import ConfigError, DataError, unknown_name
 from replaybench.policy import PolicyOutput, Workload
 from replaybench.policy.openvla_oft.adapt import adapt, frozen_layers, merge_lora, read_adapt_settings
 from replaybench.policy.openvla_oft.checkpoint import fingerprint, load_config, weight_files
-from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig, read_config
+from replaybench.policy.openvla_oft.config import NAMED, NUM_BINS, VLAConfig, policy_fields, read_config
 from replaybench.policy.openvla_oft.cost import SMALLEST, costs, size_of
 from replaybench.policy.openvla_oft.model import OpenVLAOFT, Tokens
 from replaybench.policy.openvla_oft.processing import (
@@ -86,7 +86,7 @@ class OpenVLAOFTPolicy(nn.Module):
         adapt_settings = read_adapt_settings(train or {})
         if checkpoint is not None:
             self.model = OpenVLAOFT.from_pretrained(
-                checkpoint, DTYPES[dtype], adapter=adapter, overrides=_fields(overrides), generator=generator
+                checkpoint, DTYPES[dtype], adapter=adapter, overrides=policy_fields(overrides), generator=generator
             )
             # What is trained lies on top of what was loaded, and is saved with its fingerprint.
             merge_lora(self.model)
@@ -213,15 +213,10 @@ class OpenVLAOFTPolicy(nn.Module):
         return torch.autocast(self._device.type, torch.bfloat16)
 
 
-def _fields(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the fields that replace those of the configuration."""
-    return {"value_outputs": 1} | dict(overrides or {})
-
-
 def _describe(settings: Mapping[str, Any]) -> tuple[VLAConfig, list[int]]:
     """Returns the model's configuration and the tokens of its prompt, having checked all that needs no weights."""
     _check_settings(settings)
-    fields = _fields(settings.get("overrides"))
+    fields = policy_fields(settings.get("overrides"))
     tokenizer: Tokenizer = ByteTokenizer()
     if folder := settings.get("checkpoint"):
         config = load_config(Path(folder), fields)
